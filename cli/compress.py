@@ -1,0 +1,93 @@
+"""`indistill compress`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from indistill.cli.options import (
+    BatchSizeOption,
+    DataOption,
+    DataRootOption,
+    DeviceOption,
+    DownloadOption,
+    EpochsOption,
+    ImageSizeOption,
+    LrOption,
+    OutOption,
+    OverwriteOption,
+    RecipeOption,
+    SeedOption,
+    SetOption,
+)
+
+
+def compress(
+    teacher: Annotated[str, typer.Option("--teacher", "-t", help="Model spec or run of the teacher.")],
+    student: Annotated[str, typer.Option("--student", "-s", help="Model spec of the student.")],
+    data: DataOption,
+    out: OutOption,
+    teacher_weights: Annotated[
+        Path | None,
+        typer.Option("--teacher-weights", help="The teacher's weights: .safetensors, or .pt with tensors alone."),
+    ] = None,
+    student_weights: Annotated[
+        Path | None, typer.Option("--student-weights", help="Start the student from these weights.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pair", metavar="TEACHER:STUDENT", help="Pair two stages by their nodes; repeatable, first to last."
+        ),
+    ] = None,
+    recipe: RecipeOption = "default",
+    loss: Annotated[Literal["pkt"], typer.Option("--loss", help="Loss of the embedding stage.")] = "pkt",
+    warm_up: Annotated[
+        bool | None,
+        typer.Option("--warm-up/--no-warm-up", help="Whether the stages come first.", show_default="the recipe's"),
+    ] = None,
+    faithful: Annotated[
+        bool,
+        typer.Option(
+            "--faithful",
+            help="With the published code's side effects: batch statistics, new Adam each epoch, unscaled PKT.",
+        ),
+    ] = False,
+    epochs: EpochsOption = None,
+    seed: SeedOption = 0,
+    image_size: ImageSizeOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LrOption = None,
+    device: DeviceOption = "auto",
+    settings: SetOption = None,
+    overwrite: OverwriteOption = False,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Distil a teacher into a light student by InDistill. Labels are not used."""
+    import torch
+
+    from indistill.cli.inputs import read_pixels, read_recipe
+    from indistill.cli.output import print_run
+    from indistill.compress import pair_stages, run_compress
+    from indistill.config import FAITHFUL
+    from indistill.data.sets import open_images
+    from indistill.models.loading import check_trainable, load_network
+    from indistill.runs import check_output_folder
+    from indistill.settings import RunSettings, choose_device
+    from indistill.stages import parse_pairs
+
+    extra: dict[str, object] = {"loss.name": loss, **(FAITHFUL if faithful else {})}
+    if warm_up is not None:
+        extra["curriculum.warm_up"] = warm_up
+    chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
+    check_output_folder(out, overwrite=overwrite, marker="config.yaml")
+    run_settings = RunSettings(out, data, epochs, seed, choose_device(device), overwrite)
+    images = open_images(data, root=data_root, download=download)
+    arguments = {"image_size": chosen.data.image_size}
+    loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
+    torch.manual_seed(seed)
+    loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
+    check_trainable(loaded_student, "student")
+    pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.curriculum.warm_up)
+    print_run(run_compress(pairing, read_pixels(images, chosen.preprocessing), chosen, run_settings))

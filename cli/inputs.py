@@ -1,0 +1,116 @@
+"""From options to the objects that library calls take."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from indistill.config import Recipe, load_recipe, parse_overrides
+from indistill.data.pixels import Pixels, load_pixels
+from indistill.data.sets import ImageSet, open_images, sample_images
+from indistill.errors import InputError
+from indistill.preprocess import Preprocessing
+from indistill.progress import make_console, show_progress
+from indistill.runs import read_environment, read_run
+
+if TYPE_CHECKING:
+    from indistill.export.onnx import Provenance
+    from indistill.models.loading import Network
+
+
+@dataclass(frozen=True)
+class DescribedNetwork:
+    """A network with what a run, or the options, say of it.
+
+    Attributes:
+        network: with its weights.
+        preprocessing: what it was trained with.
+        data: the data spec of its training; None where there was no run.
+        default_file: where its ONNX file goes; None where there was no run.
+        provenance: teacher and data.
+    """
+
+    network: "Network"
+    preprocessing: Preprocessing
+    data: str | None
+    default_file: Path | None
+    provenance: "Provenance"
+
+
+def load_described(
+    model: str, *, weights: Path | None = None, recipe: str | None = None, items: list[str] | None = None
+) -> DescribedNetwork:
+    """Returns the network of a run or of a model spec; a recipe, or `--set`, goes before the run's preprocessing.
+
+    Raises:
+        ConfigError: the recipe.
+        ModelError: the model or its weights.
+    """
+    from indistill.export.onnx import Provenance
+    from indistill.models.loading import load_network
+
+    folder = Path(model)
+    run = read_run(folder) if (folder / "config.yaml").is_file() else None
+    if run is not None and recipe is None and not items:
+        preprocessing = run.preprocessing
+    else:
+        preprocessing = read_recipe(recipe or "default", items).preprocessing
+    network = load_network(model, weights=weights, arguments={"image_size": preprocessing.image_size})
+    if run is None:
+        return DescribedNetwork(network, preprocessing, None, None, Provenance())
+    provenance = Provenance(run.config.get("teacher", {}).get("spec", ""), read_environment(run)["data_fingerprint"])
+    file = run.weights.with_suffix(".onnx")
+    return DescribedNetwork(network, preprocessing, run.config["data"], file, provenance)
+
+
+def read_sample(spec: str | None, preprocessing: Preprocessing, count: int, *, root: Path | None) -> Pixels:
+    """Returns some images of a data set, spread evenly over it.
+
+    Raises:
+        DataError: there is no such data, or it cannot be read.
+        InputError: no data is named.
+    """
+    if spec is None:
+        raise InputError("real images are needed: name them with --data")
+    return load_pixels(sample_images(open_images(spec, root=root), count), preprocessing)
+
+
+def read_recipe(
+    name: str,
+    items: list[str] | None,
+    *,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Recipe:
+    """Returns the recipe with the options' values in it; `--set` goes last."""
+    overrides = dict(extra or {})
+    if image_size is not None:
+        overrides["data.image_size"] = image_size
+    if batch_size is not None:
+        overrides["data.batch_size"] = batch_size
+    if lr is not None:
+        optimiser = load_recipe(name).optimiser
+        overrides |= {"optimiser.lr": lr, "optimiser.final_lr": lr * optimiser.final_lr / optimiser.lr}
+    return load_recipe(name, overrides | parse_overrides(items or []))
+
+
+def read_pixels(images: ImageSet, preprocessing: Preprocessing) -> Pixels:
+    """Returns the pixels of a set, with a progress bar, and says how many images were skipped."""
+    with show_progress(f"reading {images.name}", len(images.names)) as advance:
+        pixels = load_pixels(images, preprocessing, advance)
+    report_skipped([(image.name, image.reason) for image in pixels.skipped])
+    return pixels
+
+
+def report_skipped(skipped: list[tuple[str, str]], limit: int = 5) -> None:
+    """Prints how many images were skipped, and the first ones with their reasons."""
+    if not skipped:
+        return
+    console = make_console()
+    noun = "image was" if len(skipped) == 1 else "images were"
+    console.print(f"warning: {len(skipped)} {noun} skipped:", markup=False)
+    for name, reason in skipped[:limit]:
+        console.print(f"  {name}: {reason}", markup=False)
+    if len(skipped) > limit:
+        console.print(f"  and {len(skipped) - limit} more", markup=False)

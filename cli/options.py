@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help="Images: a folder (classes by sub-folder, or none), digits/SPLIT or cifar10/SPLIT."),
+]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="A shipped recipe (cifar10, default, digits) or a .yaml file.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")]
+EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", min=1, help="Scale the whole schedule to this many epochs, in proportion.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of initial weights, order and augmentation.")]
+ImageSizeOption = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="Side of the network's input in pixels.")
+]
+BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", min=2, help="Images in a training batch.")]
+LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate; the final one keeps its ratio to it.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeatable."),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an older output.")]
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Where torchvision's data sets lie.", show_default="~/.cache/indistill"),
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a torchvision data set that is not there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaxPixelsNote = "Images of more than 89 million pixels are refused."

@@ -1,0 +1,67 @@
+"""What goes to standard output: data, as a table or as JSON. Talk goes to standard error."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from indistill.hashing import hash_file
+
+if TYPE_CHECKING:
+    from indistill.export.artefact import Artefact
+
+WIDE = 10_000
+
+
+def print_run(folder: Path) -> None:
+    """Prints the run folder, and on standard error what may be done with it."""
+    typer.echo(str(folder))
+    typer.echo(f"Next: indistill export {folder} --onnx", err=True)
+
+
+def print_export(file: Path, artefact: "Artefact", *, as_json: bool) -> None:
+    """Prints the exported file and how far it is from PyTorch."""
+    size = file.stat().st_size
+    if as_json:
+        print_json(
+            {
+                "file": str(file),
+                "size_bytes": size,
+                "sha256": hash_file(file),
+                "embedding_dim": artefact.embedding_dim,
+                "precision": artefact.precision,
+                "preprocessing": artefact.preprocessing.to_dict(),
+                "verification": dict(artefact.verification),
+            }
+        )
+        return
+    figures = artefact.verification
+    typer.echo(f"{file}  {size / 1e6:.2f} MB  {artefact.precision}  {artefact.embedding_dim} dimensions")
+    typer.echo(
+        f"agrees with PyTorch: largest difference {figures['max_difference']:.1e}, "
+        f"smallest cosine {figures['min_cosine']:.6f}"
+    )
+    typer.echo(f"Next: indistill index build IMAGES --model {file} --out INDEX", err=True)
+
+
+def print_json(data: object) -> None:
+    """Prints JSON, text as it is and not escaped."""
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Prints a table whose first column is text and whose others are figures."""
+    table = Table(*header, title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDE)
+    console.print(table)

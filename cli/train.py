@@ -1,0 +1,63 @@
+"""`indistill train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from indistill.cli.options import (
+    BatchSizeOption,
+    DataOption,
+    DataRootOption,
+    DeviceOption,
+    DownloadOption,
+    EpochsOption,
+    ImageSizeOption,
+    LrOption,
+    OutOption,
+    OverwriteOption,
+    RecipeOption,
+    SeedOption,
+    SetOption,
+)
+
+
+def train(
+    model: Annotated[str, typer.Option("--model", "-m", help="Model spec, as paper:cnn-a or timm:resnet18.")],
+    data: DataOption,
+    out: OutOption,
+    recipe: RecipeOption = "default",
+    weights: Annotated[Path | None, typer.Option("--weights", help="Start from these weights.")] = None,
+    epochs: EpochsOption = None,
+    seed: SeedOption = 0,
+    image_size: ImageSizeOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LrOption = None,
+    device: DeviceOption = "auto",
+    settings: SetOption = None,
+    overwrite: OverwriteOption = False,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Train a network on labelled images: a teacher, an auxiliary or a baseline."""
+    import torch
+
+    from indistill.cli.inputs import read_pixels, read_recipe
+    from indistill.cli.output import print_run
+    from indistill.data.sets import open_images, require_labels
+    from indistill.models.loading import check_trainable, load_network
+    from indistill.runs import check_output_folder
+    from indistill.settings import RunSettings, choose_device
+    from indistill.supervise import run_supervised
+
+    chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr)
+    check_output_folder(out, overwrite=overwrite, marker="config.yaml")
+    run_settings = RunSettings(out, data, epochs, seed, choose_device(device), overwrite)
+    images = open_images(data, root=data_root, download=download)
+    require_labels(images, "train")
+    torch.manual_seed(seed)
+    arguments = {"image_size": chosen.data.image_size, "num_classes": len(images.classes)}
+    network = load_network(model, weights=weights, arguments=arguments)
+    check_trainable(network, "model")
+    pixels = read_pixels(images, chosen.preprocessing)
+    print_run(run_supervised(network, pixels, chosen, run_settings))

@@ -1,0 +1,94 @@
+"""What an exported file says of itself, in its `metadata_props`. Needs no torch.
+
+Every value is text; structures are JSON. Anyone with ONNX Runtime alone reads it by
+`session.get_modelmeta().custom_metadata_map`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from indistill.errors import ModelError
+from indistill.preprocess import Preprocessing
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "embedding"
+PREFIX = "indistill."
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The description of an exported file.
+
+    Attributes:
+        name: the network's model spec, without folders.
+        embedding_dim: D.
+        preprocessing: from a decoded image to the network's input; `normalise` is in the graph.
+        precision: of the weights.
+        teacher: the teacher's model spec, without folders; empty where there was none.
+        weights_sha256: of the weights that were exported.
+        data_fingerprint: of the images of training; empty where they are not known.
+        verification: figures of the parity gate.
+        version: of indistill.
+    """
+
+    name: str
+    embedding_dim: int
+    preprocessing: Preprocessing
+    precision: str
+    teacher: str
+    weights_sha256: str
+    data_fingerprint: str
+    verification: Mapping[str, float]
+    version: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """Returns the names and texts for `metadata_props`."""
+        values = {
+            "version": self.version,
+            "name": self.name,
+            "embedding_dim": str(self.embedding_dim),
+            "normalised": "true",
+            "input": json.dumps({"layout": "NHWC", "dtype": "uint8", "colours": "RGB"}),
+            "preprocessing": json.dumps(self.preprocessing.to_dict()),
+            "preprocessing_in_graph": json.dumps(["divide by 255", "mean", "std"]),
+            "precision": self.precision,
+            "teacher": self.teacher,
+            "weights_sha256": self.weights_sha256,
+            "data_fingerprint": self.data_fingerprint,
+            "verification": json.dumps(dict(self.verification)),
+        }
+        return {PREFIX + key: value for key, value in values.items()}
+
+
+def read_artefact(metadata: Mapping[str, str], file: str) -> Artefact:
+    """Returns the description that a file carries.
+
+    Args:
+        metadata: the names and texts of its `metadata_props`.
+        file: its name, for the message.
+
+    Raises:
+        ModelError: the file was not written by `indistill export`, or its metadata is damaged.
+    """
+
+    def read(key: str) -> Any:  # noqa: ANN401 -- JSON
+        return json.loads(metadata[PREFIX + key])
+
+    try:
+        return Artefact(
+            metadata[PREFIX + "name"],
+            int(metadata[PREFIX + "embedding_dim"]),
+            Preprocessing.from_dict(read("preprocessing")),
+            metadata[PREFIX + "precision"],
+            metadata[PREFIX + "teacher"],
+            metadata[PREFIX + "weights_sha256"],
+            metadata[PREFIX + "data_fingerprint"],
+            read("verification"),
+            metadata[PREFIX + "version"],
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{file} does not describe its preprocessing ({error}): it was not written by 'indistill export RUN --onnx'"
+        ) from error

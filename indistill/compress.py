@@ -1,0 +1,107 @@
+"""`compress`: a teacher into a student by InDistill, as one run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from indistill.config import Recipe
+from indistill.curriculum import Phase, build_curriculum, build_warm_up, scale_epochs
+from indistill.data.batches import Batches
+from indistill.data.pixels import Pixels
+from indistill.distill import Distillation, build_step, check_distillation
+from indistill.errors import StageError
+from indistill.models.loading import Network
+from indistill.models.weights import save_weights
+from indistill.monitor import TrainingMonitor
+from indistill.report import write_training_report
+from indistill.runs import WEIGHTS_NAMES, create_run, describe_environment
+from indistill.settings import RunSettings, describe_run
+from indistill.stages import StagePair, check_node, list_nodes, summarise_nodes
+from indistill.training import Step, train
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Teacher, student and their stages, from the input to the output."""
+
+    teacher: Network
+    student: Network
+    stages: tuple[StagePair, ...]
+
+
+def pair_stages(teacher: Network, student: Network, named: tuple[StagePair, ...], *, warm_up: bool) -> Pairing:
+    """Returns the pairing: the pairs that the user named, or the known stages of both networks in their order.
+
+    Args:
+        teacher: the heavy network.
+        student: the light one.
+        named: the pairs of `--pair`; none to take the known stages.
+        warm_up: whether stages are trained at all; without, there are no pairs.
+
+    Raises:
+        StageError: a named node does not exist, or no pairs are named and the stages of a network are not known.
+    """
+    if not warm_up:
+        return Pairing(teacher, student, ())
+    if named:
+        for pair in named:
+            check_node(teacher.module, pair.teacher, "teacher")
+            check_node(student.module, pair.student, "student")
+        return Pairing(teacher, student, named)
+    for role, network in (("teacher", teacher), ("student", student)):
+        if not network.stages:
+            nodes = ", ".join(summarise_nodes(list_nodes(network.module)))
+            raise StageError(
+                f"the stages of the {role} '{network.spec}' are not known: name them with --pair TEACHER:STUDENT, or "
+                f"leave the warm-up out with --no-warm-up. The {role} has: {nodes}"
+            )
+    pairs = zip(teacher.stages, student.stages, strict=False)  # the shorter one decides how many there are
+    return Pairing(teacher, student, tuple(StagePair(t, s) for t, s in pairs))
+
+
+def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, ...]:
+    """Returns the schedule of a recipe, scaled to `epochs` in total where they are given."""
+    phases = build_curriculum(
+        build_warm_up(stages, recipe.curriculum.first, recipe.optimiser.lr),
+        recipe.curriculum.epochs,
+        recipe.optimiser.lr,
+        (recipe.curriculum.final_epochs, recipe.optimiser.final_lr),
+    )
+    return phases if epochs is None else scale_epochs(phases, epochs)
+
+
+def run_compress(pairing: Pairing, pixels: Pixels, recipe: Recipe, settings: RunSettings) -> Path:
+    """Distils the teacher into the student and returns the run folder. Labels are not used.
+
+    Raises:
+        ExistsError: the folder exists.
+        StageError: a pair cannot be trained.
+        TrainingError: the loss is not finite.
+    """
+    device, batch_statistics = settings.device, recipe.targets.statistics == "batch"
+    phases = plan_curriculum(recipe, len(pairing.stages), settings.epochs)
+    batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=device)
+    student = pairing.student.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    distillation = Distillation(
+        pairing.teacher.module.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        student,
+        pairing.teacher.embedding,
+        pairing.student.embedding,
+        pairing.stages,
+    )
+    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=device)
+    check_distillation(distillation, example, batch_statistics=batch_statistics)
+    config = describe_run("compress", pairing.student, recipe, settings, phases)
+    config["teacher"] = pairing.teacher.describe_source()
+    config["pairs"] = [f"{pair.teacher}:{pair.student}" for pair in distillation.pairs]
+    create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
+
+    def build(phase: Phase) -> Step:
+        return build_step(distillation, phase, example, scale=recipe.loss.scale, batch_statistics=batch_statistics)
+
+    with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
+        train(student, phases, batches, build, monitor, recipe.optimiser.restart)
+    write_training_report(settings.out / "report.html", config, monitor.records)
+    save_weights(student, settings.out / WEIGHTS_NAMES["compress"])
+    return settings.out

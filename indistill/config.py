@@ -1,0 +1,195 @@
+"""Configuration: validated, frozen, one level of sections. It stops at the commands; no class below them sees it."""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from indistill.errors import ConfigError, suggest_nearest
+from indistill.preprocess import Preprocessing
+
+Triple = tuple[float, float, float]
+
+
+class Batching(TypedDict):
+    """How training batches are made."""
+
+    batch_size: int
+    flip: bool
+    crop_padding: int
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSection(Section):
+    """How images become the network's input, and how training varies them."""
+
+    image_size: int = Field(32, ge=1, le=4096)
+    crop: float = Field(1.0, gt=0, le=1)
+    mean: Triple = (0.485, 0.456, 0.406)  # ImageNet's, the convention where nothing else is known
+    std: Triple = (0.229, 0.224, 0.225)
+    flip: bool = True
+    crop_padding: int = Field(4, ge=0)
+    batch_size: int = Field(128, ge=2)
+
+
+class OptimiserSection(Section):
+    """Adam. `restart: epoch` makes a new one every epoch, which loses its moments, as the published code does."""
+
+    lr: float = Field(1e-3, gt=0)
+    final_lr: float = Field(1e-4, gt=0)
+    restart: Literal["never", "epoch"] = "never"
+
+
+class CurriculumSection(Section):
+    """The schedule. Stage i of the warm-up has `first` + i epochs; it counts towards `epochs`."""
+
+    warm_up: bool = True
+    first: int = Field(2, ge=0)
+    epochs: int = Field(60, ge=1)
+    final_epochs: int = Field(10, ge=0)
+
+
+class SupervisedSection(Section):
+    """The schedule of supervised training."""
+
+    epochs: int = Field(50, ge=1)
+    final_epochs: int = Field(30, ge=0)
+
+
+class LossSection(Section):
+    """The loss of the embedding stage, and what it is multiplied by."""
+
+    name: Literal["pkt"] = "pkt"
+    scale: float = Field(1000.0, gt=0)
+
+
+class TargetsSection(Section):
+    """The batch norm of the pruned teacher: `kept` statistics, or those of each `batch`, as in the published code."""
+
+    statistics: Literal["kept", "batch"] = "kept"
+
+
+class Recipe(Section):
+    """All of a recipe file."""
+
+    data: DataSection = DataSection()
+    optimiser: OptimiserSection = OptimiserSection()
+    curriculum: CurriculumSection = CurriculumSection()
+    supervised: SupervisedSection = SupervisedSection()
+    loss: LossSection = LossSection()
+    targets: TargetsSection = TargetsSection()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing that the data section describes."""
+        return Preprocessing(self.data.image_size, self.data.crop, self.data.mean, self.data.std)
+
+    @property
+    def batching(self) -> Batching:
+        """The arguments of `indistill.data.batches.Batches` that the data section gives."""
+        return {"batch_size": self.data.batch_size, "flip": self.data.flip, "crop_padding": self.data.crop_padding}
+
+
+FAITHFUL = {"optimiser.restart": "epoch", "loss.scale": "1", "targets.statistics": "batch"}
+
+
+def list_recipes() -> list[str]:
+    """Returns the names of the shipped recipes."""
+    folder = resources.files("indistill.recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Returns a recipe, with overrides applied.
+
+    Args:
+        name: a shipped recipe, or a path to a `.yaml` file.
+        overrides: values by `section.key`; text is read as YAML.
+
+    Raises:
+        ConfigError: no such recipe, or values that do not validate; all problems in one message.
+    """
+    data = _read_recipe(name)
+    problems = _apply_overrides(data, overrides or {})
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += [_describe(item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
+    if problems:
+        raise ConfigError(f"recipe '{name}': " + "; ".join(problems))
+    return recipe
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """Returns the values of `--set section.key=value` options.
+
+    Raises:
+        ConfigError: an item has another form.
+    """
+    overrides = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or key.count(".") != 1:
+            raise ConfigError(f"--set '{item}' is not of the form section.key=value")
+        overrides[key] = value
+    return overrides
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"recipe '{name}': there is no such file")
+        text = path.read_text(encoding="utf-8")
+    elif name in list_recipes():
+        text = resources.files("indistill.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        known = list_recipes()
+        raise ConfigError(
+            f"recipe '{name}' is not one of {', '.join(known)}, nor a .yaml file.{suggest_nearest(name, known)}"
+        )
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe '{name}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict) or not all(isinstance(section, dict) for section in data.values()):
+        raise ConfigError(f"recipe '{name}': sections of 'key: value' lines are needed")
+    return data
+
+
+def _apply_overrides(data: dict[str, Any], overrides: dict[str, Any]) -> list[str]:
+    problems = []
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        try:
+            data.setdefault(section, {})[name] = yaml.load(value, _NumberLoader) if isinstance(value, str) else value
+        except yaml.YAMLError:
+            problems.append(f"{key}: '{value}' cannot be read")
+    return problems
+
+
+def _describe(location: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind != "extra_forbidden":
+        return f"{key}: {message[0].lower()}{message[1:]}, not {value!r}"
+    fields: dict[str, Any] = dict(Recipe.model_fields)
+    for part in location[:-1]:
+        fields = fields[str(part)].annotation.model_fields
+    return f"{key}: no such key.{suggest_nearest(str(location[-1]), fields)} Known: {', '.join(fields)}"
+
+
+class _NumberLoader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number too (YAML 1.1 asks for 1.0e-3)."""
+
+
+_NumberLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9.]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

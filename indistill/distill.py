@@ -1,0 +1,109 @@
+"""InDistill: stage after stage along the information flow, then the embedding (arXiv 2205.10003)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from indistill.curriculum import Phase
+from indistill.errors import ModelError
+from indistill.losses.pkt import compute_pkt_loss
+from indistill.pruning import align_sizes, check_widths, measure_importance, select_channels
+from indistill.stages import Embedder, StagePair, Tap, find_producer, freeze, use_batch_statistics
+from indistill.training import Step
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What is distilled into what.
+
+    Attributes:
+        teacher: in any mode, never changed.
+        student: trained in place.
+        teacher_embedding: node of the teacher's embedding.
+        student_embedding: node of the student's embedding.
+        pairs: the stages, from the input to the output.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    teacher_embedding: str
+    student_embedding: str
+    pairs: tuple[StagePair, ...]
+
+
+class StageStep:
+    """Loss of a warm-up stage: mean squared error between the teacher's chosen channels and the student's stage.
+
+    Only the layers up to the stage are run, of both networks.
+
+    Raises:
+        StageError: the stages cannot be paired.
+    """
+
+    def __init__(self, distillation: Distillation, pair: StagePair, example: Tensor, *, batch_statistics: bool) -> None:
+        teacher_tap = Tap(distillation.teacher, pair.teacher)
+        self.network = Tap(distillation.student, pair.student).eval()
+        name = f"{pair.teacher}:{pair.student}"
+        with torch.no_grad():
+            teacher_shape = freeze(teacher_tap)(example).shape
+            width = self.network(example).shape
+        check_widths(name, teacher_shape, width)
+        _, producer = find_producer(teacher_tap.graph, teacher_shape[1])
+        self.keep = select_channels(measure_importance(producer), width[1])
+        if batch_statistics:
+            use_batch_statistics(teacher_tap)
+        self.teacher = freeze(teacher_tap)
+
+    def __call__(self, images: Tensor, _labels: Tensor, /) -> Tensor:
+        """Returns the loss of images (B, 3, H, W); labels are not used."""
+        with torch.inference_mode():
+            features = self.teacher(images)
+        target = features[:, self.keep]  # made outside inference mode, so that autograd may keep it
+        target, imitation = align_sizes(target, self.network(images))
+        return F.mse_loss(imitation, target)
+
+
+class EmbeddingStep:
+    """Loss of the embedding stage: PKT between the embeddings of teacher and student, times a scale."""
+
+    def __init__(self, distillation: Distillation, *, scale: float) -> None:
+        self.teacher = freeze(Embedder(distillation.teacher, distillation.teacher_embedding))
+        self.network = Embedder(distillation.student, distillation.student_embedding)
+        self.scale = scale
+
+    def __call__(self, images: Tensor, _labels: Tensor, /) -> Tensor:
+        """Returns the loss of images (B, 3, H, W); labels are not used."""
+        with torch.inference_mode():
+            target = self.teacher(images)
+        return self.scale * compute_pkt_loss(self.network(images), target.clone())
+
+
+def build_step(
+    distillation: Distillation, phase: Phase, example: Tensor, *, scale: float, batch_statistics: bool
+) -> Step:
+    """Returns the step of a phase; see `StageStep` and `EmbeddingStep`."""
+    if phase.objective == "stage":
+        return StageStep(distillation, distillation.pairs[phase.stage - 1], example, batch_statistics=batch_statistics)
+    return EmbeddingStep(distillation, scale=scale)
+
+
+def check_distillation(distillation: Distillation, example: Tensor, *, batch_statistics: bool) -> None:
+    """Finds out before training whether all of it can be done.
+
+    Raises:
+        ModelError: a network cannot take images of this size.
+        StageError: a pair cannot be trained.
+    """
+    for role, network, node in (
+        ("teacher", distillation.teacher, distillation.teacher_embedding),
+        ("student", distillation.student, distillation.student_embedding),
+    ):
+        try:
+            freeze(Embedder(network, node))(example)
+        except RuntimeError as error:
+            size = "x".join(str(side) for side in example.shape[2:])
+            raise ModelError(f"the {role} cannot take images of {size} pixels: {str(error).splitlines()[0]}") from error
+    for pair in distillation.pairs:
+        StageStep(distillation, pair, example, batch_statistics=batch_statistics)

@@ -1,0 +1,66 @@
+"""Every error that the command line turns into one line of text.
+
+IndistillError            exit code 1: we failed
+├── VerificationError     an exported file does not compute what PyTorch computes
+├── TrainingError         the loss is not finite
+└── InputError            exit code 2: bad usage or input
+    ├── ConfigError       a recipe, or --set
+    ├── DataError         images and data specs
+    ├── ModelError        model specs, weights, networks
+    ├── StageError        stages that do not exist or cannot be paired
+    ├── ExistsError       an output that would be overwritten
+    └── IndexFolderError  an index that is missing, damaged or belongs to another model
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class IndistillError(Exception):
+    """A failure of ours, with a message for the user."""
+
+    exit_code = 1
+
+
+class VerificationError(IndistillError):
+    """An exported file does not agree with PyTorch."""
+
+
+class TrainingError(IndistillError):
+    """Training cannot go on."""
+
+
+class InputError(IndistillError):
+    """Input or usage that the user can mend."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A recipe or an override that does not validate."""
+
+
+class DataError(InputError):
+    """Images or a data spec that cannot be used."""
+
+
+class ModelError(InputError):
+    """A model spec or weights that cannot be used."""
+
+
+class StageError(InputError):
+    """Stages that do not exist or cannot be paired."""
+
+
+class ExistsError(InputError):
+    """An output that exists and may not be overwritten."""
+
+
+class IndexFolderError(InputError):
+    """An index that cannot be used, or not with this model."""
+
+
+def suggest_nearest(name: str, known: Iterable[str]) -> str:
+    """Returns ' Did you mean X?' for the nearest known name, or the empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

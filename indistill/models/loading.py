@@ -1,0 +1,97 @@
+"""From a model spec and a weights file to a network with its stages and its embedding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from indistill.errors import ModelError
+from indistill.hashing import hash_file
+from indistill.models.paper import PAPER_STAGES
+from indistill.models.specs import Argument, build_network, parse_model_spec
+from indistill.models.weights import load_weights
+from indistill.runs import read_run
+from indistill.stages import check_node, find_embedding_node
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that can be tapped.
+
+    Attributes:
+        module: the network.
+        source: the model spec as given, which may be a run.
+        weights: the file that the weights were read from, if any.
+        spec: the model spec that builds it again, without weights.
+        arguments: arguments that were passed to its factory beside those in the spec.
+        embedding: node of the embedding.
+        stages: nodes of the stages that are known by themselves, from the input to the output.
+    """
+
+    module: nn.Module
+    source: str
+    weights: Path | None
+    spec: str
+    arguments: dict[str, Argument]
+    embedding: str
+    stages: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a run writes down to build the network again."""
+        return {"spec": self.spec, "arguments": self.arguments, "embedding": self.embedding}
+
+    def describe_source(self) -> dict[str, Any]:
+        """Returns what a run writes down to load the network again with the same weights."""
+        described = self.describe() | {"source": self.source, "parameters": self.count_parameters()}
+        if self.weights is not None:
+            described |= {"weights": str(self.weights), "weights_sha256": hash_file(self.weights)}
+        return described
+
+    def count_parameters(self) -> int:
+        """Returns the number of parameters, the classifier's included."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+def load_network(
+    text: str, *, weights: Path | None = None, arguments: Mapping[str, Argument] | None = None, role: str = "model"
+) -> Network:
+    """Returns the network of a model spec.
+
+    Args:
+        text: the model spec.
+        weights: a file that fits it; for a run, instead of its own weights.
+        arguments: passed to the factory where it knows them and the spec does not set them.
+        role: what messages call it: teacher, student, model.
+
+    Raises:
+        ModelError: the spec or the weights cannot be used.
+        StageError: the network cannot be traced, or has no node of the name that the spec gives as embedding.
+    """
+    spec = parse_model_spec(text)
+    if spec.kind == "run":
+        run = read_run(Path(spec.name))
+        described = run.network
+        inner = load_network(
+            str(described["spec"]), weights=weights or run.weights, arguments=described["arguments"], role=role
+        )
+        embedding = str(spec.arguments.get("embedding", described["embedding"]))
+        return Network(inner.module, text, inner.weights, inner.spec, inner.arguments, embedding, inner.stages)
+    module = build_network(spec, arguments)
+    if weights is not None:
+        load_weights(module, weights)
+    stages = PAPER_STAGES.get(spec.name, ()) if spec.kind == "paper" else ()
+    chosen = spec.arguments.get("embedding")
+    if chosen is not None:
+        check_node(module, str(chosen), role)
+        embedding = str(chosen)
+    else:
+        embedding = "embedding" if spec.kind == "paper" else find_embedding_node(module)
+    return Network(module, text, weights, text, dict(arguments or {}), embedding, stages)
+
+
+def check_trainable(network: Network, role: str) -> None:
+    """Raises ModelError if a network has no parameters to train."""
+    if not any(parameter.requires_grad for parameter in network.module.parameters()):
+        raise ModelError(f"the {role} '{network.spec}' has no parameters that can be trained")

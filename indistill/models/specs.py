@@ -1,0 +1,163 @@
+"""Model specs: one string that names a network, the same for teacher, student and auxiliary.
+
+    paper:resnet18 | paper:cnn-a | paper:cnn-s     the networks of the paper
+    torchvision:NAME, timm:NAME                    the zoos
+    path/file.py:factory, package.module:factory   the user's own code
+    path/to/run                                    what `train` or `compress` wrote
+
+Arguments of the factory follow after a question mark (`timm:resnet50?pretrained=true`). The argument `embedding` is
+ours: it names the node whose output is the embedding, where the pooled penultimate feature is not wanted.
+"""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+import yaml
+from torch import nn
+
+from indistill.errors import ModelError, suggest_nearest
+from indistill.models.paper import PAPER_NETWORKS
+
+Kind = Literal["paper", "torchvision", "timm", "file", "module", "run"]
+Argument = str | int | float | bool | None
+KNOWN_FORMS = "paper:NAME, torchvision:NAME, timm:NAME, file.py:factory, package.module:factory, or a run folder"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A parsed model spec: where the network comes from, and the arguments of its factory."""
+
+    text: str
+    kind: Kind
+    name: str
+    factory: str = ""
+    arguments: dict[str, Argument] = field(default_factory=dict)
+
+
+def parse_model_spec(text: str) -> ModelSpec:
+    """Returns the parsed spec.
+
+    Raises:
+        ModelError: the text has none of the known forms.
+    """
+    location, _, query = text.partition("?")
+    arguments = _parse_arguments(query, text)
+    if (Path(location) / "config.yaml").is_file():
+        return ModelSpec(text, "run", location, arguments=arguments)
+    prefix, colon, name = location.rpartition(":")
+    if not colon or not name:
+        hint = suggest_nearest(location, [f"paper:{known}" for known in PAPER_NETWORKS])
+        where = "a folder without config.yaml" if Path(location).is_dir() else "not a model spec"
+        raise ModelError(f"model '{text}' is {where}; use {KNOWN_FORMS}.{hint}")
+    if prefix == "paper":
+        return ModelSpec(text, "paper", name, arguments=arguments)
+    if prefix == "torchvision":
+        return ModelSpec(text, "torchvision", name, arguments=arguments)
+    if prefix == "timm":
+        return ModelSpec(text, "timm", name, arguments=arguments)
+    if prefix.endswith(".py"):
+        return ModelSpec(text, "file", prefix, name, arguments)
+    if all(part.isidentifier() for part in prefix.split(".")):
+        hint = suggest_nearest(prefix, ["paper", "torchvision", "timm"])
+        if importlib.util.find_spec(prefix.split(".")[0]) is None:
+            raise ModelError(
+                f"model '{text}': no Python package '{prefix.split('.')[0]}' is installed; use {KNOWN_FORMS}.{hint}"
+            )
+        return ModelSpec(text, "module", prefix, name, arguments)
+    raise ModelError(f"model '{text}' is not a model spec; use {KNOWN_FORMS}")
+
+
+def build_network(spec: ModelSpec, defaults: Mapping[str, Argument] | None = None) -> nn.Module:
+    """Returns the network that a spec names, with random weights unless its arguments ask for others.
+
+    Args:
+        spec: any kind but `run` (see `indistill.models.loading`).
+        defaults: arguments such as `num_classes` and `image_size`, passed where the factory has a parameter of that
+            name and the spec does not set it.
+
+    Raises:
+        ModelError: the name is not known, or the factory refuses its arguments or does not return a module.
+    """
+    factory = _find_factory(spec)
+    arguments = {name: value for name, value in spec.arguments.items() if name != "embedding"}
+    parameters = inspect.signature(factory).parameters
+    for name, value in (defaults or {}).items():
+        if name in parameters or (name == "num_classes" and spec.kind in ("timm", "torchvision")):
+            arguments.setdefault(name, value)
+    try:
+        network = factory(**arguments)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise ModelError(f"model '{spec.text}' could not be built with {arguments}: {_first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"model '{spec.text}' returned {type(network).__name__}, a torch.nn.Module is needed")
+    return network
+
+
+def _find_factory(spec: ModelSpec) -> Callable[..., object]:
+    match spec.kind:
+        case "paper":
+            if spec.name not in PAPER_NETWORKS:
+                raise _unknown(spec, list(PAPER_NETWORKS))
+            return PAPER_NETWORKS[spec.name]
+        case "torchvision":
+            from torchvision import models
+
+            if spec.name not in models.list_models(module=models):
+                raise _unknown(spec, models.list_models(module=models))
+            return cast(Callable[..., object], models.get_model_builder(spec.name))
+        case "timm":
+            import timm
+
+            if not timm.is_model(spec.name.split(".")[0]):
+                raise _unknown(spec, timm.list_models())
+            return lambda **arguments: timm.create_model(spec.name, **arguments)
+        case "file":
+            path = Path(spec.name)
+            if not path.is_file():
+                raise ModelError(f"model '{spec.text}': there is no file {path}")
+            module_spec = importlib.util.spec_from_file_location(path.stem, path)
+            if module_spec is None or module_spec.loader is None:
+                raise ModelError(f"model '{spec.text}': {path} is not a Python file")
+            module = importlib.util.module_from_spec(module_spec)
+            module_spec.loader.exec_module(module)
+        case "module":
+            try:
+                module = importlib.import_module(spec.name)
+            except ImportError as error:
+                raise ModelError(f"model '{spec.text}': {_first_line(error)}") from error
+        case "run":
+            raise ValueError("a run is loaded by indistill.models.loading")
+    factory = getattr(module, spec.factory, None)
+    if not callable(factory):
+        callables = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        hint = suggest_nearest(spec.factory, callables)
+        raise ModelError(f"model '{spec.text}': {spec.name} has no function '{spec.factory}'.{hint}")
+    return cast(Callable[..., object], factory)
+
+
+def _parse_arguments(query: str, text: str) -> dict[str, Argument]:
+    arguments: dict[str, Argument] = {}
+    for item in filter(None, query.split("&")):
+        name, equals, value = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise ModelError(f"model '{text}': '{item}' is not of the form name=value")
+        parsed = yaml.safe_load(value)
+        if not isinstance(parsed, str | int | float | bool | None):
+            raise ModelError(f"model '{text}': the value of '{name}' is not a word, number or true/false")
+        arguments[name] = parsed
+    return arguments
+
+
+def _unknown(spec: ModelSpec, known: list[str]) -> ModelError:
+    hint = suggest_nearest(spec.name, known)
+    listed = f" Known: {', '.join(known)}." if len(known) < 10 else ""
+    return ModelError(f"model '{spec.text}': {spec.kind} has no model '{spec.name}'.{hint}{listed}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,75 @@
+"""Weights as data: read from `.safetensors`, or from `.pt` with `weights_only`; nothing in a file is ever run."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from indistill.errors import ModelError
+
+MISMATCHES_SHOWN = 3
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Returns the state dict in a file.
+
+    A `.pt` file may hold the state dict itself or a dict with it under `state_dict` or `model`.
+
+    Raises:
+        ModelError: no such file, another suffix, a damaged file, or a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights: there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ModelError(f"weights: {path} is not a safetensors file ({error})") from error
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        raise ModelError(f"weights: {path} has the suffix '{path.suffix}'; .safetensors, .pt, .pth and .bin are read")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"weights: {path} holds something other than tensors, or is damaged, and was not opened; "
+            "save the state dict alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ModelError(f"weights: {path} does not hold a state dict (names to tensors)")
+    return loaded
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Copies the weights of a file into a network, all of them or none.
+
+    Raises:
+        ModelError: the names or shapes differ; the message gives the first mismatches.
+    """
+    weights = {name.removeprefix("module."): value for name, value in read_weights(path).items()}
+    expected = network.state_dict()
+    mismatches = [f"{name} is missing" for name in expected if name not in weights]
+    mismatches += [f"{name} is not in the network" for name in weights if name not in expected]
+    mismatches += [
+        f"{name} is {tuple(weights[name].shape)}, the network has {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if mismatches:
+        more = f" and {len(mismatches) - MISMATCHES_SHOWN} more" if len(mismatches) > MISMATCHES_SHOWN else ""
+        shown = "; ".join(mismatches[:MISMATCHES_SHOWN])
+        raise ModelError(f"weights: {path} are those of another network: {shown}{more}")
+    network.load_state_dict(weights)
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Writes a network's state dict as safetensors, complete or not at all."""
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    partial = path.with_suffix(".partial")
+    save_file(state, partial)
+    partial.replace(path)

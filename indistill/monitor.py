@@ -1,0 +1,77 @@
+"""What watches a training: one progress bar, and metrics.jsonl."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from indistill.curriculum import Phase, count_epochs
+from indistill.progress import make_console
+from indistill.training import Record
+
+REFRESH_S = 0.2
+
+
+class TrainingMonitor:
+    """One bar that says stage, loss, images/s and time left; a record in metrics.jsonl for each epoch.
+
+    Without a terminal, a line an epoch. Use it as a context.
+
+    Args:
+        phases: the schedule.
+        steps: batches in an epoch.
+        log: the file that records are appended to.
+    """
+
+    def __init__(self, phases: tuple[Phase, ...], steps: int, log: Path) -> None:
+        self.records: list[Record] = []
+        self._log, self._console = log, make_console()
+        self._epochs = count_epochs(phases)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s  left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=self._epochs * steps, loss="-", rate="-")
+        self._done, self._images, self._shown_images, self._shown_at = 0, 0, 0, time.monotonic()
+
+    def __enter__(self) -> "TrainingMonitor":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def report_batch(self, phase: Phase, loss: Tensor, images: int) -> None:
+        """Moves the bar; the loss is read from its device only when it is shown."""
+        self._done += 1
+        self._images += images
+        now = time.monotonic()
+        if self._bar.disable or now - self._shown_at < REFRESH_S:
+            return
+        rate = (self._images - self._shown_images) / (now - self._shown_at)
+        self._shown_images, self._shown_at = self._images, now
+        self._bar.update(
+            self._task, description=phase.name, completed=self._done, loss=f"{float(loss):.4g}", rate=f"{rate:,.0f}"
+        )
+
+    def report_epoch(self, record: Record) -> None:
+        """Appends the record."""
+        self.records.append(record)
+        with self._log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        if not self._console.is_terminal:
+            self._console.print(
+                f"epoch {record['epoch']}/{self._epochs}  {record['phase']}  loss {record['loss']:.4g}  "
+                f"{record['images_per_s']:,.0f} images/s",
+                markup=False,
+            )

@@ -1,0 +1,65 @@
+"""Preprocessing: the one object that training, export, indexing and search share. Needs no torch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from indistill.errors import InputError
+
+PixelArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a decoded image to the network's input.
+
+    The shorter side is resized (bilinear, antialiased as Pillow does) to `image_size / crop`, and the centre square of
+    `image_size` pixels is taken: `resize` gives that as uint8. Then values are divided by 255, `mean` is subtracted
+    and the rest divided by `std`, for each channel: `normalise`. In an exported file that second half is in the graph.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        crop: side of the square as a fraction of the resized shorter side, in (0, 1].
+        mean: of the channels R, G, B, in [0, 1].
+        std: of the channels R, G, B.
+    """
+
+    image_size: int = 32
+    crop: float = 1.0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or not 0 < self.crop <= 1 or min(self.std) <= 0:
+            raise InputError(f"preprocessing needs image_size >= 1, crop in (0, 1] and positive std: {self}")
+
+    def resize(self, image: Image.Image) -> PixelArray:
+        """Returns the centre square of an RGB image, (image_size, image_size, 3) uint8."""
+        width, height = image.size
+        shorter = round(self.image_size / self.crop)
+        scale = shorter / min(width, height)
+        resized = (max(shorter, round(width * scale)), max(shorter, round(height * scale)))
+        if resized != image.size:
+            image = image.resize(resized, Image.Resampling.BILINEAR)
+        left, top = (resized[0] - self.image_size) // 2, (resized[1] - self.image_size) // 2
+        if resized != (self.image_size, self.image_size):
+            image = image.crop((left, top, left + self.image_size, top + self.image_size))
+        return np.asarray(image)
+
+    def normalise(self, pixels: PixelArray) -> NDArray[np.float32]:
+        """Returns the network's input (B, 3, H, W) float32 for pixels (B, H, W, 3) uint8."""
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        scaled = (pixels.astype(np.float32) / 255 - mean) / std
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain data, for metadata and configuration."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "interpolation": "bilinear"}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Preprocessing":
+        """Returns the object that `to_dict` described."""
+        return cls(int(data["image_size"]), float(data["crop"]), tuple(data["mean"]), tuple(data["std"]))

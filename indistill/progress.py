@@ -1,0 +1,52 @@
+"""Progress on standard error: one bar on a terminal, a line now and then elsewhere. Needs no torch."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 10.0
+
+
+def make_console() -> Console:
+    """Returns a console that writes to standard error as it is now."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def show_progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Yields a function to call with the number of items just done.
+
+    Shows the share done, the rate and the time left; without a terminal, a line every ten seconds.
+    """
+    console, started = make_console(), time.monotonic()
+    done, last_line = 0, started
+    with _make_bar(console, f"{{task.fields[rate]:>8}} {unit}/s") as bar:
+        task = bar.add_task(what, total=total, rate="")
+
+        def advance(count: int) -> None:
+            nonlocal done, last_line
+            done += count
+            now = time.monotonic()
+            if console.is_terminal:
+                bar.update(task, completed=done, rate=f"{done / max(now - started, 1e-9):,.0f}")
+            elif now - last_line > LINE_EVERY_S:
+                last_line = now
+                console.print(f"{what}: {done:,} of {total:,} {unit}", markup=False)
+
+        yield advance
+
+
+def _make_bar(console: Console, fields: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(fields),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )

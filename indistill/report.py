@@ -1,0 +1,82 @@
+"""report.html: one page that needs no other file."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from indistill.runs import write_text
+from indistill.training import Record
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A part of the page: a note, a table, a figure (SVG), and HTML made by us; each may be left out."""
+
+    title: str
+    note: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    figure: str = ""
+    html: str = ""
+
+
+def render_report(title: str, sections: Sequence[ReportSection]) -> str:
+    """Returns the page. All text is escaped, `figure` and `html` are not."""
+    template = resources.files("indistill").joinpath("report.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True).from_string(template).render(title=title, sections=sections)
+
+
+def write_training_report(path: Path, config: Mapping[str, Any], records: Sequence[Record]) -> None:
+    """Writes the page of a run: what was trained, the schedule, the curves."""
+    network = config["network"]["spec"]
+    facts = [("network", network), ("parameters", f"{config['parameters']:,}")]
+    if "teacher" in config:
+        teacher = config["teacher"]
+        facts += [("teacher", teacher["spec"]), ("teacher's parameters", f"{teacher['parameters']:,}")]
+        facts += [("stage pairs", ", ".join(config["pairs"]) or "none: no warm-up")]
+    facts += [("data", config["data"]), ("seed", str(config["seed"])), ("device", config["device"])]
+    schedule = [
+        (phase["name"], str(phase["epochs"]), f"{phase['lr']:g}", f"{_last_loss(records, phase['name']):.5g}")
+        for phase in config["schedule"]
+    ]
+    sections = [
+        ReportSection("Run", header=("", ""), rows=facts),
+        ReportSection("Schedule", header=("phase", "epochs", "learning rate", "last loss"), rows=schedule),
+        ReportSection(
+            "Training", note="Mean loss of each epoch; each phase has a loss of its own.", figure=draw_curves(records)
+        ),
+    ]
+    write_text(path, render_report(f"{config['command']}: {network}", sections))
+
+
+def draw_curves(records: Sequence[Record]) -> str:
+    """Returns an SVG of the loss of each epoch, a line for each phase, on a logarithmic axis."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(str(record["phase"]) for record in records):
+        points = [(record["epoch"], record["loss"]) for record in records if record["phase"] == name]
+        axes.plot(*zip(*points, strict=True), marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.legend(fontsize="small")
+    return save_svg(figure)
+
+
+def save_svg(figure: Figure) -> str:
+    """Returns a figure as an SVG element, the same each time that it is drawn."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "indistill"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _last_loss(records: Sequence[Record], phase: str) -> float:
+    losses = [float(record["loss"]) for record in records if record["phase"] == phase]
+    return losses[-1] if losses else float("nan")

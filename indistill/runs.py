@@ -1,0 +1,173 @@
+"""The run folder: what `train` and `compress` write, and `export`, `bench` and `evaluate` read. Needs no torch.
+
+config.yaml         resolved, everything needed to repeat the run
+environment.json    versions, machine, commit, fingerprint of the data, seed
+metrics.jsonl       a record for each epoch
+student.safetensors (or model.safetensors, of `train`) the weights; there when the run is complete
+report.html         curves and figures
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import yaml
+
+from indistill.data.pixels import Pixels
+from indistill.errors import ExistsError, InputError, ModelError
+from indistill.preprocess import Preprocessing
+
+Command = Literal["train", "compress"]
+WEIGHTS_NAMES: dict[Command, str] = {"train": "model.safetensors", "compress": "student.safetensors"}
+PACKAGES = ("indistill", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime", "faiss-cpu", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run that was read back.
+
+    Attributes:
+        folder: the run folder.
+        config: all of config.yaml.
+        weights: the file of the weights.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    weights: Path
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The student of `compress`, the model of `train`: spec, arguments, embedding."""
+        described: dict[str, Any] = self.config["network"]
+        return described
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the network was trained with."""
+        return Preprocessing.from_dict(self.config["recipe"]["data"])
+
+
+def create_run(folder: Path, config: dict[str, Any], environment: dict[str, Any], *, overwrite: bool) -> None:
+    """Creates a run folder with its config.yaml and environment.json.
+
+    Raises:
+        ExistsError: see `check_output_folder`.
+    """
+    check_output_folder(folder, overwrite=overwrite, marker="config.yaml")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def check_output_folder(folder: Path, *, overwrite: bool, marker: str) -> None:
+    """Raises ExistsError if a folder would be overwritten without being told to, or is not ours to overwrite.
+
+    Args:
+        folder: the output.
+        overwrite: whether an older output may be replaced.
+        marker: a file that every such output holds.
+    """
+    if folder.is_file():
+        raise ExistsError(f"{folder} is a file; choose another --out")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / marker).is_file():
+        raise ExistsError(f"{folder} exists and was not written by this command (no {marker}); choose another --out")
+    if not overwrite:
+        raise ExistsError(f"{folder} exists; choose another --out, or replace it with --overwrite")
+
+
+def read_run(folder: Path) -> Run:
+    """Returns a complete run.
+
+    Raises:
+        ModelError: the folder is no run, or its training did not end.
+    """
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        weights = folder / WEIGHTS_NAMES[config["command"]]
+        run = Run(folder, config, weights)
+        _ = (run.network["spec"], run.preprocessing)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({error})") from error
+    if not weights.is_file():
+        raise ModelError(f"{folder} is not complete: it has no {weights.name}; its training was cut off or goes on")
+    return run
+
+
+def read_environment(run: Run) -> dict[str, Any]:
+    """Returns the contents of environment.json.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    try:
+        environment: dict[str, Any] = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{run.folder}/environment.json cannot be read ({error})") from error
+    return environment
+
+
+def describe_environment(pixels: Pixels, seed: int) -> dict[str, Any]:
+    """Returns versions, machine, commit, data fingerprint and seed."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": psutil.cpu_count(logical=True),
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+        "commit": _find_commit(),
+        "data_fingerprint": fingerprint_pixels(pixels),
+        "images": len(pixels),
+        "seed": seed,
+    }
+
+
+def fingerprint_pixels(pixels: Pixels) -> str:
+    """Returns the SHA-256 of images and labels, as hexadecimal digits."""
+    digest = hashlib.sha256(pixels.images.data)
+    digest.update(pixels.labels.tobytes())
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file complete or not at all.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _find_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,68 @@
+"""What `train` and `compress` have in common beside the recipe: where a run goes and how it is seeded."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indistill import __version__
+from indistill.config import Recipe
+from indistill.curriculum import Phase
+from indistill.errors import InputError
+from indistill.models.loading import Network
+from indistill.runs import Command
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run goes and how it is seeded.
+
+    Attributes:
+        out: the run folder.
+        data: the data spec, written down.
+        epochs: total to which the schedule is scaled, or None for the recipe's own.
+        seed: of initial weights, order and augmentation.
+        device: where training runs.
+        overwrite: whether an older run in `out` is replaced.
+    """
+
+    out: Path
+    data: str
+    epochs: int | None
+    seed: int
+    device: torch.device
+    overwrite: bool
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a name; `auto` is the first GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def describe_run(
+    command: Command, network: Network, recipe: Recipe, settings: RunSettings, phases: tuple[Phase, ...]
+) -> dict[str, Any]:
+    """Returns the contents of config.yaml that both commands write."""
+    return {
+        "command": command,
+        "version": __version__,
+        "network": network.describe(),
+        "parameters": network.count_parameters(),
+        "data": settings.data,
+        "seed": settings.seed,
+        "device": str(settings.device),
+        "recipe": recipe.model_dump(mode="json"),
+        "schedule": [asdict(phase) for phase in phases],
+    }

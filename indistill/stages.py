@@ -1,0 +1,207 @@
+"""Stages: intermediate features tapped by node name, in a graph that ends where the last tap is."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from indistill.errors import StageError, suggest_nearest
+
+
+@dataclass(frozen=True)
+class StagePair:
+    """A teacher stage and the student stage that is to imitate it, both named by their node."""
+
+    teacher: str
+    student: str
+
+
+class Tap(nn.Module):
+    """Runs a network up to a node and returns that node's output, as one tensor.
+
+    The parameters are shared with the network: training a tap trains the network. Layers behind the node are neither
+    run nor kept.
+    """
+
+    def __init__(self, network: nn.Module, node: str) -> None:
+        super().__init__()
+        self.graph = extract_graph(network, node)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the node's output for normalised images (B, 3, H, W)."""
+        output: Tensor = self.graph(image)["tap"]
+        return output
+
+
+class Embedder(nn.Module):
+    """Runs a network up to its embedding node and returns one vector for each image.
+
+    Maps (B, C, H, W) are averaged over their positions and tokens (B, T, D) over the tokens.
+    """
+
+    def __init__(self, network: nn.Module, node: str) -> None:
+        super().__init__()
+        self.tap = Tap(network, node)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns embeddings (B, D), not normalised, for normalised images (B, 3, H, W)."""
+        feature: Tensor = self.tap(image)
+        if feature.dim() == 4:
+            return feature.mean((2, 3))
+        if feature.dim() == 3:
+            return feature.mean(1)
+        return feature
+
+
+def list_nodes(network: nn.Module) -> list[str]:
+    """Returns the names of the nodes of a network's graph, in the order in which they run.
+
+    Raises:
+        StageError: the network cannot be traced.
+    """
+    training = {module: module.training for module in network.modules()}
+    try:
+        nodes: list[str] = get_graph_node_names(network, suppress_diff_warning=True)[1]
+    except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError) as error:
+        raise StageError(_describe_trace_error(network, error)) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return nodes
+
+
+def check_node(network: nn.Module, node: str, role: str) -> None:
+    """Raises StageError, listing what there is, unless a network has a node, or a module, of this name."""
+    nodes = list_nodes(network)
+    if node in nodes or any(name.startswith(f"{node}.") for name in nodes):
+        return
+    listed = ", ".join(summarise_nodes(nodes))
+    raise StageError(f"the {role} has no node '{node}'.{suggest_nearest(node, nodes)} It has: {listed}")
+
+
+def summarise_nodes(nodes: Sequence[str], limit: int = 40) -> list[str]:
+    """Returns the node names, or their first one or two parts where there are more than `limit` of them."""
+    for depth in (None, 2, 1):
+        shortened = dict.fromkeys(".".join(node.split(".")[:depth]) for node in nodes)
+        if len(shortened) <= limit:
+            return list(shortened)
+    return [*list(shortened)[:limit], "..."]
+
+
+def extract_graph(network: nn.Module, node: str) -> fx.GraphModule:
+    """Returns a graph of the network that ends at a node and shares the network's parameters; its output is a dict
+    with the key `tap`. Its mode (training or not) is the network's.
+
+    Raises:
+        StageError: the network cannot be traced.
+    """
+    training = {module: module.training for module in network.modules()}
+    try:
+        graph: fx.GraphModule = create_feature_extractor(network, {node: "tap"}, suppress_diff_warning=True)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        raise StageError(_describe_trace_error(network, error)) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    graph.train(network.training)
+    return graph
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Returns a copy for inference alone: eval mode, no gradients, batch norm folded into the convolution before it."""
+    frozen = copy.deepcopy(module).eval()
+    for name, child in list(frozen.named_modules()):
+        if isinstance(child, fx.GraphModule):
+            fused = fuse(child, inplace=True, no_trace=True).eval()
+            if not name:
+                frozen = fused
+            else:
+                parent, _, attribute = name.rpartition(".")
+                setattr(frozen.get_submodule(parent), attribute, fused)
+    return frozen.requires_grad_(False)
+
+
+def find_embedding_node(network: nn.Module) -> str:
+    """Returns the node of the pooled penultimate feature: what the last linear layer reads, where the output comes
+    straight from one, else the output itself.
+
+    Raises:
+        StageError: the network cannot be traced.
+    """
+    nodes = list_nodes(network)
+    graph = extract_graph(network, nodes[-1]).eval().graph
+    names = dict(zip([node.name for node in graph.nodes if node.op != "output"], nodes, strict=True))
+    last = [node for node in graph.nodes if node.op != "output"][-1]
+    if last.op == "call_module" and isinstance(network.get_submodule(last.target), nn.Linear):
+        last = last.all_input_nodes[0]
+    while last.op == "call_module" and isinstance(network.get_submodule(last.target), nn.Dropout | nn.Identity):
+        last = last.all_input_nodes[0]
+    return str(names[last.name])
+
+
+def find_producer(graph: fx.GraphModule, width: int) -> tuple[str, nn.Conv2d | nn.Linear]:
+    """Returns the name and the module of the last parametric layer of a stage: the last convolution or linear layer
+    before the tapped node that gives `width` channels.
+
+    Raises:
+        StageError: there is none, as where a stage concatenates the outputs of several layers.
+    """
+    for node in reversed(list(graph.graph.nodes)):
+        if node.op != "call_module":
+            continue
+        layer = graph.get_submodule(str(node.target))
+        if isinstance(layer, nn.Conv2d | nn.Linear) and _count_outputs(layer) == width:
+            return str(node.target), layer
+    raise StageError(
+        f"no convolution or linear layer before the stage gives its {width} channels (a concatenation, perhaps); "
+        "name another node with --pair TEACHER:STUDENT"
+    )
+
+
+def parse_pairs(texts: Iterable[str]) -> tuple[StagePair, ...]:
+    """Returns the pairs of `--pair TEACHER:STUDENT` options.
+
+    Raises:
+        StageError: a text has another form.
+    """
+    pairs = []
+    for text in texts:
+        teacher, colon, student = text.partition(":")
+        if not colon or not teacher or not student:
+            raise StageError(f"--pair '{text}' is not of the form TEACHER_NODE:STUDENT_NODE")
+        pairs.append(StagePair(teacher, student))
+    return tuple(pairs)
+
+
+def _count_outputs(layer: nn.Conv2d | nn.Linear) -> int:
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+
+
+def _describe_trace_error(network: nn.Module, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"{type(network).__name__} cannot be traced to a graph, which naming a node needs: {reason}"
+
+
+def use_batch_statistics(tap: Tap) -> None:
+    """Makes the batch norm behind a tap's last parametric layer normalise by the batch, with its scale kept and its
+    shift dropped, as the published code's pruned teacher does by accident.
+
+    Raises:
+        StageError: no batch norm follows that layer.
+    """
+    for node in reversed(list(tap.graph.graph.nodes)):
+        if node.op != "call_module":
+            continue
+        layer = tap.graph.get_submodule(str(node.target))
+        if isinstance(layer, nn.BatchNorm2d):
+            replacement = nn.BatchNorm2d(layer.num_features, eps=layer.eps, track_running_stats=False)
+            replacement.weight.data.copy_(layer.weight.data)
+            parent, _, attribute = str(node.target).rpartition(".")
+            setattr(tap.graph.get_submodule(parent), attribute, replacement)
+            return
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            break
+    raise StageError("--faithful needs a batch norm behind the last convolution of each teacher stage")
