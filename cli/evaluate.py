@@ -1,5 +1,44 @@
-"""x"""
+"""`indistill evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, SetOption
 
 
-def evaluate() -> None:
-    """X."""
+def evaluate(
+    queries: Annotated[str, typer.Option("--queries", "-q", help="Labelled images that are looked for.")],
+    index: Annotated[Path | None, typer.Argument(help="An index folder: measures what is deployed.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model spec, a run or an .onnx file: exact search with it.")
+    ] = None,
+    gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="Labelled images that are searched, with --model.")] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", help="Weights of a model spec.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Preprocessing of a model spec.")] = None,
+    settings: SetOption = None,
+    k: Annotated[list[int] | None, typer.Option("-k", min=1, help="K of precision@K and recall@K; repeatable.")] = None,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure retrieval: mAP and its relatives, of an index as deployed or of any model."""
+    from indistill.cli.embedding import embed_index_queries, embed_model_sets
+    from indistill.cli.output import print_evaluation
+    from indistill.data.sets import open_images, require_labels
+    from indistill.errors import InputError
+    from indistill.retrieval.evaluate import evaluate_retrieval
+    from indistill.retrieval.metrics import DEFAULT_KS
+
+    if (index is None) == (model is None) or (model is None) != (gallery is None):
+        raise InputError("name either an INDEX, or --model with --gallery")
+    query_set = open_images(queries, root=data_root, download=download)
+    require_labels(query_set, "evaluate")
+    if index is not None:
+        pair = embed_index_queries(index, query_set)
+    else:
+        gallery_set = open_images(str(gallery), root=data_root, download=download)
+        require_labels(gallery_set, "evaluate")
+        pair = embed_model_sets(str(model), gallery_set, query_set, weights=weights, recipe=recipe, items=settings)
+    print_evaluation(evaluate_retrieval(*pair, sorted(set(k or DEFAULT_KS))), as_json=json)

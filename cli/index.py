@@ -1,10 +1,47 @@
-"""x"""
+"""`indistill index build` and `indistill index info`."""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+from indistill.cli.options import JsonOption, OverwriteOption
+
+app = typer.Typer(help="Build an index over a gallery of images, and look at it.", no_args_is_help=True)
 
 
 @app.command()
-def info() -> None:
-    """X."""
+def build(
+    images: Annotated[Path, typer.Argument(help="The gallery: a folder, classes by sub-folder or none.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="The .onnx file that 'indistill export' wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write.")],
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Embed a folder of images and write an exact index of it, complete or not at all."""
+    from indistill.cli.inputs import report_skipped
+    from indistill.cli.output import print_index
+    from indistill.data.sets import open_folder
+    from indistill.export.session import EmbeddingSession
+    from indistill.progress import show_progress
+    from indistill.retrieval.index import build_index, check_index_output
+
+    check_index_output(out, overwrite=overwrite)
+    session = EmbeddingSession(model)
+    gallery = open_folder(images, str(images))
+    with show_progress("embedding", len(gallery.names)) as advance:
+        manifest, skipped = build_index(gallery, session, out, overwrite=overwrite, on_progress=advance)
+    report_skipped([(file.name, file.reason) for file in skipped])
+    print_index(out, manifest, as_json=json)
+
+
+@app.command()
+def info(
+    index: Annotated[Path, typer.Argument(help="The index folder.")],
+    json: JsonOption = False,
+) -> None:
+    """Print what an index is: images, dimension, type, model."""
+    from indistill.cli.output import print_index
+    from indistill.retrieval.index import read_manifest
+
+    print_index(index, read_manifest(index), as_json=json)

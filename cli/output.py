@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from indistill.hashing import hash_file
 
 if TYPE_CHECKING:
     from indistill.export.artefact import Artefact
+    from indistill.retrieval.index import Manifest
+    from indistill.retrieval.metrics import Evaluation, Metric
 
 WIDE = 10_000
 
@@ -47,6 +50,34 @@ def print_export(file: Path, artefact: "Artefact", *, as_json: bool) -> None:
         f"smallest cosine {figures['min_cosine']:.6f}"
     )
     typer.echo(f"Next: indistill index build IMAGES --model {file} --out INDEX", err=True)
+
+
+def print_index(folder: Path, manifest: "Manifest", *, as_json: bool) -> None:
+    """Prints what an index is."""
+    if as_json:
+        print_json(asdict(manifest))
+        return
+    typer.echo(
+        f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}, "
+        f"generation {manifest.generation}, {manifest.skipped} skipped"
+    )
+    typer.echo(f"gallery {manifest.root}")
+    typer.echo(f"model   SHA-256 {manifest.model_sha256}")
+
+
+def print_evaluation(evaluations: "dict[Metric, Evaluation]", *, as_json: bool) -> None:
+    """Prints the metrics, a column for cosine and one for Euclidean distance."""
+    first = next(iter(evaluations.values()))
+    if as_json:
+        metrics = {metric: evaluation.metrics for metric, evaluation in evaluations.items()}
+        print_json({**metrics, "queries": first.queries, "skipped": first.skipped})
+        return
+    rows = [
+        [name, *(f"{100 * evaluation.metrics[name]:.2f}" for evaluation in evaluations.values())]
+        for name in first.metrics
+    ]
+    print_table(["percent", *evaluations], rows)
+    typer.echo(f"{first.queries:,} queries; {first.skipped:,} without a match in the gallery were skipped", err=True)
 
 
 def print_json(data: object) -> None:

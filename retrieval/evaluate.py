@@ -1,0 +1,44 @@
+"""The two evaluations, by cosine and by Euclidean distance, of vectors with class names. Needs no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from indistill.errors import DataError
+from indistill.retrieval.metrics import DEFAULT_KS, Evaluation, Labels, Metric, Vectors, evaluate_vectors
+
+METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+
+
+@dataclass(frozen=True)
+class LabelledVectors:
+    """Vectors (N, D) and the class name of each, None where it has none."""
+
+    vectors: Vectors
+    labels: Sequence[str | None]
+
+
+def evaluate_retrieval(
+    gallery: LabelledVectors, queries: LabelledVectors, ks: Sequence[int] = DEFAULT_KS
+) -> dict[Metric, Evaluation]:
+    """Returns the evaluation of each metric; relevant is what has the same class name.
+
+    Raises:
+        DataError: the vectors are not finite, or no query has a relevant image.
+    """
+    for name, part in (("gallery", gallery), ("queries", queries)):
+        if not np.isfinite(part.vectors).all():
+            raise DataError(f"the model gives vectors that are not finite for the {name}")
+    classes = {label: i for i, label in enumerate(sorted({label for label in gallery.labels if label is not None}))}
+    gallery_labels, query_labels = _number(gallery.labels, classes), _number(queries.labels, classes)
+    if not np.isin(query_labels[query_labels >= 0], gallery_labels).any():
+        raise DataError("no query has a class of the gallery: both need a sub-folder for each class, of the same names")
+    return {
+        metric: evaluate_vectors(gallery.vectors, gallery_labels, queries.vectors, query_labels, metric, ks)
+        for metric in METRICS
+    }
+
+
+def _number(labels: Sequence[str | None], classes: dict[str, int]) -> Labels:
+    return np.array([-1 if label is None else classes.get(label, -1) for label in labels], dtype=np.int64)

@@ -1,0 +1,315 @@
+"""The index folder: FAISS index, catalogue and model, built all or nothing.
+
+    CURRENT                         the name of the generation in force
+    generations/00000001/
+        manifest.json               what the generation is, with the SHA-256 of each of its files
+        index.faiss                 the vectors, by id
+        catalogue.sqlite            the images, by id
+    model.onnx                      a copy of the model
+    skipped.jsonl                   files that were passed over, with the reason
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from indistill import __version__
+from indistill.data.sets import FolderSet
+from indistill.errors import DataError, ExistsError, IndexFolderError, InputError
+from indistill.export.session import Embeddings, EmbeddingSession
+from indistill.hashing import hash_file
+from indistill.retrieval.catalogue import Catalogue, CatalogueItem, write_catalogue
+from indistill.retrieval.embed import SkippedFile, embed_files
+
+FACTORY = "IDMap2,Flat"
+FIRST_GENERATION = 1
+CURRENT, MODEL, SKIPPED = "CURRENT", "model.onnx", "skipped.jsonl"
+MANIFEST, VECTORS, CATALOGUE = "manifest.json", "index.faiss", "catalogue.sqlite"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a generation of an index is.
+
+    Attributes:
+        items: number of images.
+        dimension: D of the vectors.
+        factory: FAISS's name of the index type.
+        metric: inner product of unit vectors, the cosine.
+        model_sha256: of the model that made the vectors.
+        generation: counts from 1.
+        root: the gallery's folder when it was built.
+        skipped: number of files that were passed over.
+        files: SHA-256 of each file of the generation.
+        version: of indistill.
+    """
+
+    items: int
+    dimension: int
+    factory: str
+    metric: str
+    model_sha256: str
+    generation: int
+    root: str
+    skipped: int
+    files: dict[str, str]
+    version: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image found: its rank from 1, its id, its path relative to the gallery's root, its label, and the cosine."""
+
+    rank: int
+    id: int
+    path: str
+    label: str | None
+    score: float
+
+
+def build_index(
+    gallery: FolderSet,
+    session: EmbeddingSession,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Manifest, list[SkippedFile]]:
+    """Embeds a folder of images and writes an exact index of it; the folder appears when it is complete.
+
+    Args:
+        gallery: the images.
+        session: the model, of which a copy goes into the index.
+        out: the index folder.
+        overwrite: whether an older index may be replaced.
+        on_progress: called with the number of images just done.
+
+    Raises:
+        DataError: no image can be read.
+        ExistsError: the folder exists.
+        InputError: the place cannot be written to.
+    """
+    check_index_output(out, overwrite=overwrite)
+    embedded = embed_files(gallery.folder, gallery.names, session, on_progress)
+    if not embedded.files:
+        first = embedded.skipped[0]
+        raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
+    labels = {
+        name: gallery.classes[label] if label >= 0 else None
+        for name, label in zip(gallery.names, gallery.labels, strict=True)
+    }
+    items = [
+        CatalogueItem(i, file.name, labels[file.name], file.sha256, file.size_bytes, file.modified_ns)
+        for i, file in enumerate(embedded.files, start=1)
+    ]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            shutil.copyfile(session.path, draft / MODEL)
+            _write_lines(draft / SKIPPED, [asdict(skipped) for skipped in embedded.skipped])
+            manifest = _write_generation(draft, items, embedded.vectors, session.sha256, gallery, len(embedded.skipped))
+            _write_synced(draft / CURRENT, f"{FIRST_GENERATION:08d}\n")
+            draft.chmod(0o755)
+            _replace_folder(draft, out)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
+    return manifest, embedded.skipped
+
+
+def check_index_output(out: Path, *, overwrite: bool) -> None:
+    """Raises ExistsError if an index would be overwritten without being told to, or if `out` is something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / CURRENT).is_file():
+        raise ExistsError(f"{out} exists and is not an index; choose another --out")
+    if not overwrite:
+        raise ExistsError(f"the index {out} exists; choose another --out, or replace it with --overwrite")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Returns the manifest of the generation in force.
+
+    Raises:
+        IndexFolderError: the folder is no index, or is damaged.
+    """
+    try:
+        name = (folder / CURRENT).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise IndexFolderError(
+            f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
+        ) from error
+    try:
+        return Manifest(**json.loads((folder / "generations" / name / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; build it again") from error
+
+
+def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
+    """Returns the model of an index.
+
+    Args:
+        folder: the index folder.
+        model: the same model from elsewhere; default the index's own copy.
+        threads: of ONNX Runtime; 0 for one for each core.
+
+    Raises:
+        IndexFolderError: the model is not the one that made the index's vectors.
+        ModelError: the model cannot be run.
+    """
+    expected = read_manifest(folder).model_sha256
+    path = model or folder / MODEL
+    if path.is_file() and hash_file(path) != expected:
+        if model is None:
+            raise IndexFolderError(f"the index {folder} is damaged: its {MODEL} is not the one it was built with")
+        raise IndexFolderError(
+            f"{model} is not the model of the index {folder} (SHA-256 {hash_file(path)[:12]}..., the index has "
+            f"{expected[:12]}...): leave --model out, or build an index with this model"
+        )
+    return EmbeddingSession(path, threads)
+
+
+class Index:
+    """An index opened for reading.
+
+    Args:
+        folder: the index folder.
+        threads: of FAISS; one is fastest for single queries.
+
+    Attributes:
+        manifest: what it is.
+        folder: where it is.
+
+    Raises:
+        IndexFolderError: the folder is no index, or is damaged.
+    """
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        self.folder, self.manifest = folder, read_manifest(folder)
+        generation = folder / "generations" / f"{self.manifest.generation:08d}"
+        faiss.omp_set_num_threads(threads)
+        try:
+            self._vectors = faiss.read_index(str(generation / VECTORS))
+        except RuntimeError as error:
+            raise IndexFolderError(f"the index {folder} is damaged: its {VECTORS} cannot be read") from error
+        self._catalogue = generation / CATALOGUE
+        if self._vectors.ntotal != self.manifest.items or self._vectors.d != self.manifest.dimension:
+            raise IndexFolderError(f"the index {folder} is damaged: its {VECTORS} does not fit its {MANIFEST}")
+
+    def search(self, queries: Embeddings, k: int) -> list[list[Hit]]:
+        """Returns the k nearest images of each query vector (Q, D), or all where there are fewer.
+
+        Equal scores come in the order of their ids.
+        """
+        k = min(k, self.manifest.items)
+        scores, ids = self._search_ordered(np.ascontiguousarray(queries, dtype=np.float32), k)
+        with Catalogue(self._catalogue) as catalogue:
+            items = catalogue.find_items(np.unique(ids).tolist())
+        missing = set(np.unique(ids).tolist()) - set(items)
+        if missing:
+            raise IndexFolderError(f"the index {self.folder} is damaged: id {min(missing)} is not in its catalogue")
+        return [
+            [
+                Hit(rank, i, items[i].path, items[i].label, score)
+                for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
+            ]
+            for row_ids, row_scores in zip(ids, scores, strict=True)
+        ]
+
+    def read_vectors(self) -> tuple[NDArray[np.int64], Embeddings, list[str | None]]:
+        """Returns the ids (N,) in ascending order, their vectors (N, D), and their labels."""
+        with Catalogue(self._catalogue) as catalogue:
+            labels = catalogue.list_labels()
+        ids = np.array([i for i, _ in labels], dtype=np.int64)
+        stored = faiss.vector_to_array(self._vectors.id_map)
+        rows = faiss.downcast_index(self._vectors.index).reconstruct_n(0, len(stored))
+        order = np.argsort(stored)
+        if not np.array_equal(stored[order], ids):
+            raise IndexFolderError(f"the index {self.folder} is damaged: its catalogue has other ids than its {VECTORS}")
+        return ids, rows[order], [label for _, label in labels]
+
+    def _search_ordered(self, queries: Embeddings, k: int) -> tuple[Embeddings, NDArray[np.int64]]:
+        """FAISS breaks ties as it likes, also at the last place: fetch on until the tie there ends, then sort."""
+        fetched = min(self.manifest.items, k + 1)
+        while True:
+            scores, ids = self._vectors.search(queries, fetched)
+            if fetched == self.manifest.items or (scores[:, -1] < scores[:, k - 1]).all():
+                break
+            fetched = min(self.manifest.items, 2 * fetched)
+        order = np.lexsort((ids, -scores))[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _write_generation(
+    folder: Path,
+    items: Sequence[CatalogueItem],
+    vectors: Embeddings,
+    model_sha256: str,
+    gallery: FolderSet,
+    skipped: int,
+) -> Manifest:
+    generation = folder / "generations" / f"{FIRST_GENERATION:08d}"
+    generation.mkdir(parents=True)
+    index = faiss.index_factory(vectors.shape[1], FACTORY, faiss.METRIC_INNER_PRODUCT)
+    index.add_with_ids(vectors, np.array([item.id for item in items], dtype=np.int64))
+    faiss.write_index(index, str(generation / VECTORS))
+    write_catalogue(generation / CATALOGUE, items)
+    manifest = Manifest(
+        items=len(items),
+        dimension=int(vectors.shape[1]),
+        factory=FACTORY,
+        metric="inner_product",
+        model_sha256=model_sha256,
+        generation=FIRST_GENERATION,
+        root=str(gallery.folder.resolve()),
+        skipped=skipped,
+        files={name: hash_file(generation / name) for name in (VECTORS, CATALOGUE)},
+        version=__version__,
+    )
+    for name in (VECTORS, CATALOGUE):
+        _sync(generation / name)
+    _write_synced(generation / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+    _sync(generation)
+    return manifest
+
+
+def _replace_folder(draft: Path, out: Path) -> None:
+    """Puts a complete folder in place of an older one, which is there until the new one is."""
+    if not out.exists():
+        draft.rename(out)
+    elif not any(out.iterdir()):
+        out.rmdir()
+        draft.rename(out)
+    else:
+        old = draft.with_name(draft.name + "-old")
+        out.rename(old)
+        draft.rename(out)
+        shutil.rmtree(old)
+    _sync(out.parent)
+
+
+def _write_lines(path: Path, records: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+
+
+def _write_synced(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

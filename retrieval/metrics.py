@@ -1,0 +1,243 @@
+"""Exact retrieval metrics without a full sort, by the names of docs/metrics.md. Needs no torch.
+
+The ranking is by score, then by gallery position. Only the ranks of the relevant items are needed: for each of them,
+the number of irrelevant items that stand before it, which sorting the irrelevant items' scores alone gives. Memory is
+constant for each block of queries.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Metric = Literal["cosine", "euclidean"]
+Vectors = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Ranks = NDArray[np.int64]
+
+BLOCK_BYTES = 64 * 2**20  # of scores held at a time
+PAPER_BATCH = 128  # queries in a batch of the published evaluation
+PAPER_TOP = 100
+RECALL_POINTS = np.arange(11) / 10
+DEFAULT_KS = (1, 5, 10, 100)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of a set of queries.
+
+    Attributes:
+        metrics: mean over the queries, fractions of 1, by name.
+        queries: number of queries that were evaluated.
+        skipped: number of queries without a relevant item in the gallery, which count nowhere.
+    """
+
+    metrics: dict[str, float]
+    queries: int
+    skipped: int
+
+
+def evaluate_vectors(
+    gallery: Vectors,
+    gallery_labels: Labels,
+    queries: Vectors,
+    query_labels: Labels,
+    metric: Metric,
+    ks: Sequence[int] = DEFAULT_KS,
+) -> Evaluation:
+    """Returns the metrics of ranking the whole gallery for each query; relevant is what has the query's label.
+
+    Args:
+        gallery: (N, D).
+        gallery_labels: (N,).
+        queries: (Q, D).
+        query_labels: (Q,); -1 for none.
+        metric: `cosine` ranks by the cosine, `euclidean` by the distance of the vectors as they are.
+        ks: the K of precision@K and recall@K.
+
+    Raises:
+        ValueError: no query has a relevant item.
+    """
+    order = np.argsort(gallery_labels, kind="stable")  # relevant items stand side by side
+    sorted_labels = gallery_labels[order]
+    starts = np.searchsorted(sorted_labels, query_labels, side="left")
+    ends = np.searchsorted(sorted_labels, query_labels, side="right")
+    evaluated = np.flatnonzero((ends > starts) & (query_labels >= 0))
+    if not len(evaluated):
+        raise ValueError("no query has a relevant item in the gallery")
+    left, right = _prepare_scores(queries, gallery[order], metric)
+    names = list_metrics(ks)
+    values = np.empty((len(evaluated), len(names)))
+    block = max(1, min(256, BLOCK_BYTES // (4 * len(gallery))))
+
+    def evaluate_query(row: int, scores: Vectors) -> None:
+        query = evaluated[row]
+        ranks = rank_relevant(scores, int(starts[query]), int(ends[query]), order)
+        batch = min(PAPER_BATCH, len(queries) - query // PAPER_BATCH * PAPER_BATCH)
+        values[row] = compute_metrics(ranks, len(gallery), ks, batch)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(evaluated), block):
+            rows = range(start, min(start + block, len(evaluated)))
+            scores = left[evaluated[rows.start : rows.stop]] @ right
+            for _ in pool.map(evaluate_query, rows, scores):
+                pass
+    means = values.mean(axis=0)
+    return Evaluation(
+        dict(zip(names, map(float, means), strict=True)), len(evaluated), len(queries) - len(evaluated)
+    )
+
+
+def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ranks:
+    """Returns the ranks of the relevant items, from 1, in ascending order.
+
+    Args:
+        scores: (N,) of the gallery, in any order in which the relevant items stand side by side; higher is better.
+        start: where the relevant items begin.
+        end: where they end.
+        positions: (N,) the gallery position of each, by which equal scores are ranked.
+    """
+    relevant = np.sort(scores[start:end])[::-1]
+    others = np.sort(np.concatenate((scores[:start], scores[end:])))
+    below = np.searchsorted(others, relevant, side="left")
+    before = len(others) - below  # irrelevant items with a higher or an equal score
+    tied = np.flatnonzero(others[np.minimum(below, len(others) - 1)] == relevant) if len(others) else np.empty(0, int)
+    if len(tied):
+        before[tied] = _resolve_ties(relevant[tied], others, scores, (start, end), positions)
+    return before + np.arange(1, len(relevant) + 1)
+
+
+def _resolve_ties(
+    tied: Vectors, others: Vectors, scores: Vectors, span: tuple[int, int], positions: Ranks
+) -> Ranks:
+    """Returns how many irrelevant items stand before each tied relevant item, in the order of the ranking.
+
+    Args:
+        tied: scores of the relevant items that an irrelevant one equals, descending.
+        others: the irrelevant scores, ascending.
+        scores: of the whole gallery.
+        span: where the relevant items stand in `scores`.
+        positions: of the whole gallery.
+    """
+    values = np.unique(tied)
+    # The last 16 bits of a score tell nearly all others apart; the few that pass are compared exactly.
+    marked = np.zeros(1 << 16, dtype=bool)
+    marked[_get_low_bits(values)] = True
+    found = np.flatnonzero(marked[_get_low_bits(scores)])
+    place = np.minimum(np.searchsorted(values, scores[found]), len(values) - 1)
+    equal = values[place] == scores[found]
+    found, place = found[equal], place[equal]
+    is_relevant = (found >= span[0]) & (found < span[1])
+    ranking = np.lexsort((positions[found], -place))
+    irrelevant = ~is_relevant[ranking]
+    count = np.cumsum(irrelevant)  # irrelevant items up to here, over all groups of equal scores
+    group_start = np.searchsorted(-place[ranking], -place[ranking], side="left")
+    within = count - np.concatenate(([0], count))[group_start]
+    higher = len(others) - np.searchsorted(others, values[place[ranking]], side="right")
+    result: Ranks = (higher + within)[~irrelevant]
+    return result
+
+
+def _get_low_bits(scores: Vectors) -> NDArray[np.uint16]:
+    return np.ascontiguousarray(scores + np.float32(0)).view(np.uint16)[:: 2]  # + 0 makes -0.0 equal to 0.0
+
+
+def list_metrics(ks: Sequence[int]) -> list[str]:
+    """Returns the names of the metrics that `compute_metrics` gives, in its order."""
+    return [
+        "map",
+        "map_paper11",
+        "map@r",
+        "r_precision",
+        *(f"precision@{k}" for k in ks),
+        *(f"recall@{k}" for k in ks),
+        f"precision_paper11@{PAPER_TOP}",
+    ]
+
+
+def compute_metrics(ranks: Ranks, gallery_size: int, ks: Sequence[int], paper_batch: int) -> list[float]:
+    """Returns a query's metrics, fractions of 1.
+
+    `map`, `map@r` and `r_precision` are those of Musgrave et al. 2020, "A Metric Learning Reality Check", section 3.2,
+    with `map` over the whole ranking; recall@k is one where any of the first k is relevant. precision@k divides by k,
+    also where the gallery is smaller.
+
+    Args:
+        ranks: of the R relevant items, from 1, ascending; at least one.
+        gallery_size: N.
+        ks: the K of precision@K and recall@K.
+        paper_batch: queries in the published evaluation's batch with this query.
+    """
+    count = len(ranks)
+    precisions = np.arange(1, count + 1) / ranks  # at the rank of each relevant item
+    within_r = int(np.searchsorted(ranks, count, side="right"))
+    hits = [int(np.searchsorted(ranks, k, side="right")) for k in ks]
+    paper = _interpolate_paper(ranks, gallery_size, paper_batch)
+    return [
+        float(precisions.mean()),
+        _compute_paper11(ranks, precisions, paper),
+        float(precisions[:within_r].sum() / count),
+        within_r / count,
+        *(hit / k for hit, k in zip(hits, ks, strict=True)),
+        *(float(hit > 0) for hit in hits),
+        _compute_paper_top(ranks, gallery_size, paper),
+    ]
+
+
+def _interpolate_paper(ranks: Ranks, gallery_size: int, batch: int) -> NDArray[np.float64]:
+    """Returns the precision at the first `batch` - 1 ranks, made non-increasing from the right up to rank `batch`."""
+    size = min(batch, gallery_size)
+    first = ranks[: np.searchsorted(ranks, size, side="right")]
+    relevant = np.zeros(size)
+    relevant[first - 1] = 1
+    precision = np.cumsum(relevant) / np.arange(1, size + 1)
+    return np.maximum.accumulate(precision[::-1])[::-1][: size - 1]
+
+
+def _compute_paper11(ranks: Ranks, precisions: NDArray[np.float64], paper: NDArray[np.float64]) -> float:
+    """Mean of the precision at the rank with the recall nearest to 0, 0.1, ..., 1 (the first of equally near ones).
+
+    Reference: the published evaluation of PKT, PKTH and InDistill, see docs/metrics.md.
+    """
+    count = len(ranks)
+    points = RECALL_POINTS * count
+    nearest = np.floor(points).astype(np.int64)
+    # Of the two neighbouring numbers of relevant items, compare |h / R - point| as the definition does, in floats.
+    upper = np.minimum(nearest + 1, count)
+    closer = np.abs(upper / count - RECALL_POINTS) < np.abs(nearest / count - RECALL_POINTS)
+    nearest = np.where(closer, upper, nearest)
+    if ranks[0] == 1:
+        nearest = np.maximum(nearest, 1)  # a recall of zero occurs at no rank
+    index = np.where(nearest == 0, 0, ranks[np.maximum(nearest, 1) - 1] - 1)
+    values = np.where(nearest == 0, 0.0, precisions[np.maximum(nearest, 1) - 1])
+    interpolated = index < len(paper)
+    values[interpolated] = paper[index[interpolated]]
+    return float(values.mean())
+
+
+def _compute_paper_top(ranks: Ranks, gallery_size: int, paper: NDArray[np.float64]) -> float:
+    top = min(PAPER_TOP, gallery_size)
+    if top <= len(paper):
+        return float(paper[top - 1])
+    return int(np.searchsorted(ranks, top, side="right")) / top
+
+
+def _prepare_scores(queries: Vectors, gallery: Vectors, metric: Metric) -> tuple[Vectors, Vectors]:
+    """Returns two matrices whose product ranks as the metric does: (Q, D') and (D', N)."""
+    if metric == "cosine":
+        return normalise_rows(queries), np.ascontiguousarray(normalise_rows(gallery).T)
+    # -|q - g|^2 / 2 = q g - |g|^2 / 2 - |q|^2 / 2, and the last term is the same for the whole gallery.
+    half = np.sum(gallery.astype(np.float64) ** 2, axis=1, keepdims=True) / 2
+    extended = np.concatenate((queries, np.ones((len(queries), 1), np.float32)), axis=1)
+    return extended, np.ascontiguousarray(np.concatenate((gallery, -half.astype(np.float32)), axis=1).T)
+
+
+def normalise_rows(vectors: Vectors) -> Vectors:
+    """Returns the rows with length one; a row of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    result: Vectors = vectors / np.maximum(lengths, np.float32(1e-12))
+    return result

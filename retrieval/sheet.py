@@ -1,0 +1,91 @@
+"""The contact sheet: queries and their hits as one HTML page that needs no other file."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from indistill.errors import DataError
+from indistill.images import decode_image
+from indistill.retrieval.index import Hit
+
+THUMBNAIL = 128
+STYLE = """
+.sheet-row { display: flex; flex-wrap: wrap; gap: .6rem; padding: .8rem 0; border-bottom: 1px solid var(--line); }
+.sheet-row figure { margin: 0; width: 8.4rem; padding: .2rem; background: none; }
+.sheet-row figure.query { outline: 2px solid #36c; border-radius: .3rem; }
+.sheet-row figure.right img { outline: 3px solid #2a2; } .sheet-row figure.wrong img { outline: 3px solid #c33; }
+.sheet-row img { width: 8rem; height: 8rem; object-fit: contain; background: #8882; image-rendering: auto; }
+.sheet-row .missing { width: 8rem; height: 8rem; display: grid; place-items: center; background: #8882; }
+.sheet-row figcaption { font-size: .8rem; overflow-wrap: anywhere; }
+"""
+ROWS = """
+{% for row in rows %}<div class="sheet-row">
+{% for cell in row %}<figure class="{{ cell.kind }}">
+{% if cell.image %}<img src="{{ cell.image }}" alt="{{ cell.alt }}">{% else %}<div class="missing">no image</div>{% endif %}
+<figcaption>{{ cell.caption }}</figcaption></figure>
+{% endfor %}</div>
+{% endfor %}"""
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A query with its hits; where the query's label is known, hits are marked as right or wrong."""
+
+    query: Path
+    hits: Sequence[Hit]
+    label: str | None = None
+
+
+def render_rows(rows: Sequence[SheetRow], root: Path) -> Markup:
+    """Returns the rows as HTML, to stand in a page with `STYLE`.
+
+    Args:
+        rows: the queries.
+        root: the gallery's folder; an image that is not there any more is shown as missing.
+    """
+    cells = []
+    for row in rows:
+        name = row.query.name
+        query = {"kind": "query", "image": _encode(row.query), "alt": name, "caption": f"query {name}"}
+        hits = [
+            {
+                "kind": _judge(row.label, hit.label),
+                "image": _encode(root / hit.path),
+                "alt": hit.path,
+                "caption": f"{hit.rank}. {hit.score:.3f} {hit.path}",
+            }
+            for hit in row.hits
+        ]
+        cells.append([query, *hits])
+    return Markup(Environment(autoescape=True).from_string(ROWS).render(rows=cells))  # noqa: S704 -- escaped there
+
+
+def render_sheet(rows: Sequence[SheetRow], root: Path) -> str:
+    """Returns the whole page; see `render_rows`."""
+    template = resources.files("indistill.retrieval").joinpath("sheet.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True).from_string(template)
+    return page.render(title="Search", style=Markup(STYLE), rows=render_rows(rows, root))
+
+
+def _judge(wanted: str | None, found: str | None) -> str:
+    if wanted is None:
+        return "hit"
+    return "right" if wanted == found else "wrong"
+
+
+def _encode(path: Path) -> str:
+    try:
+        image = decode_image(path)
+    except DataError:
+        return ""
+    if max(image.size) > THUMBNAIL:
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
