@@ -10,9 +10,10 @@ from indistill.data.sets import ImageSet, open_images, sample_images
 from indistill.errors import InputError
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
-from indistill.runs import read_environment, read_run
+from indistill.runs import Run, read_environment, read_run
 
 if TYPE_CHECKING:
+    from indistill.export.bench import Engine
     from indistill.export.onnx import Provenance
     from indistill.models.loading import Network
 
@@ -114,3 +115,29 @@ def report_skipped(skipped: list[tuple[str, str]], limit: int = 5) -> None:
         console.print(f"  {name}: {reason}", markup=False)
     if len(skipped) > limit:
         console.print(f"  and {len(skipped) - limit} more", markup=False)
+
+
+def list_engines(run: Run, onnx: Path | None, teacher: str | None, weights: Path | None) -> "list[Engine]":
+    """Returns what `bench` times: the teacher, the student, and the exported student.
+
+    Raises:
+        InputError: the run has no teacher and none is named, or the student is not exported.
+    """
+    from indistill.export.bench import Engine
+
+    described = run.config.get("teacher", {})
+    if teacher is None and not described:
+        raise InputError(f"{run.folder} was not written by 'compress', so it has no teacher: name one with --teacher")
+    if teacher is not None:
+        size = {"image_size": run.preprocessing.image_size}
+        first = Engine("teacher", "pytorch", teacher, str(weights) if weights else None, size)
+    else:
+        first = Engine("teacher", "pytorch", described["source"], described.get("weights"), described["arguments"])
+    file = onnx or run.weights.with_suffix(".onnx")
+    if not file.is_file():
+        raise InputError(f"there is no {file}: write it by 'indistill export {run.folder} --onnx', or name it with --onnx")
+    return [
+        first,
+        Engine("student", "pytorch", str(run.folder)),
+        Engine("student", "onnxruntime", str(file)),
+    ]

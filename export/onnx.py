@@ -1,5 +1,6 @@
 """From PyTorch to one ONNX file: normalisation, network and L2 norm inside, preprocessing described."""
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -40,11 +41,13 @@ class DeployedNetwork(nn.Module):
     Args:
         network: gives the embedding.
         preprocessing: its mean and std become part of the graph.
+        fold: whether batch norm is folded into the convolutions.
     """
 
-    def __init__(self, network: Network, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: Network, preprocessing: Preprocessing, *, fold: bool = True) -> None:
         super().__init__()
-        self.embedder = freeze(Embedder(network.module, network.embedding)).cpu()
+        embedder = Embedder(network.module, network.embedding)
+        self.embedder = (freeze(embedder) if fold else embedder.eval()).cpu()
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
         self.register_buffer("shift", (mean / std).view(1, 3, 1, 1))
@@ -124,8 +127,6 @@ def export_onnx(
 
 def hash_weights(module: nn.Module) -> str:
     """Returns the SHA-256 of a network's state dict: names, shapes and values."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())

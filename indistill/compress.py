@@ -101,7 +101,7 @@ def run_compress(pairing: Pairing, pixels: Pixels, recipe: Recipe, settings: Run
         return build_step(distillation, phase, example, scale=recipe.loss.scale, batch_statistics=batch_statistics)
 
     with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(student, phases, batches, build, monitor, recipe.optimiser.restart)
+        train(student, phases, batches, build, monitor, **recipe.adam)
     write_training_report(settings.out / "report.html", config, monitor.records)
     save_weights(student, settings.out / WEIGHTS_NAMES["compress"])
     return settings.out

@@ -22,6 +22,13 @@ class Batching(TypedDict):
     crop_padding: int
 
 
+class Adam(TypedDict):
+    """How Adam is run."""
+
+    restart: Literal["never", "phase", "epoch"]
+    beta2: float
+
+
 class Section(BaseModel):
     """A section of a recipe: unknown keys are errors, values never change."""
 
@@ -41,11 +48,12 @@ class DataSection(Section):
 
 
 class OptimiserSection(Section):
-    """Adam. `restart: epoch` makes a new one every epoch, which loses its moments, as the published code does."""
+    """Adam, made anew `never`, in each `phase` with a loss of its own, or each `epoch` as the published code does."""
 
     lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(1e-4, gt=0)
-    restart: Literal["never", "epoch"] = "never"
+    restart: Literal["never", "phase", "epoch"] = "phase"
+    beta2: float = Field(0.999, gt=0, lt=1)  # decay of Adam's second moment
 
 
 class CurriculumSection(Section):
@@ -91,6 +99,11 @@ class Recipe(Section):
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that the data section describes."""
         return Preprocessing(self.data.image_size, self.data.crop, self.data.mean, self.data.std)
+
+    @property
+    def adam(self) -> Adam:
+        """The arguments of `indistill.training.train` that the optimiser section gives."""
+        return {"restart": self.optimiser.restart, "beta2": self.optimiser.beta2}
 
     @property
     def batching(self) -> Batching:

@@ -52,7 +52,7 @@ def run_supervised(network: Network, pixels: Pixels, recipe: Recipe, settings: R
     config = describe_run("train", network, recipe, settings, phases)
     create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
     with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(module, phases, batches, lambda _: ClassStep(module), monitor, recipe.optimiser.restart)
+        train(module, phases, batches, lambda _: ClassStep(module), monitor, **recipe.adam)
     write_training_report(settings.out / "report.html", config, monitor.records)
     save_weights(module, settings.out / WEIGHTS_NAMES["train"])
     return settings.out

@@ -12,6 +12,7 @@ from indistill.curriculum import Phase
 from indistill.data.batches import Batches
 from indistill.errors import TrainingError
 
+Restart = Literal["never", "phase", "epoch"]
 Record = dict[str, float | int | str]
 
 
@@ -41,7 +42,9 @@ def train(
     batches: Batches,
     build_step: Callable[[Phase], Step],
     monitor: Monitor,
-    restart: Literal["never", "epoch"] = "never",
+    *,
+    restart: Restart = "never",
+    beta2: float = 0.999,
 ) -> None:
     """Trains a network in place through all phases.
 
@@ -51,21 +54,25 @@ def train(
         batches: the training images.
         build_step: gives the loss of a phase, called when the phase begins.
         monitor: is told of each batch and epoch.
-        restart: whether Adam starts anew each epoch.
+        restart: when Adam starts anew: `phase` is each time that the loss becomes another one.
+        beta2: decay of Adam's second moment.
 
     Raises:
         TrainingError: the loss is not finite.
     """
-    optimiser = _make_optimiser(student)
-    epoch = 0
+    optimiser = _make_optimiser(student, beta2)
+    epoch, objective = 0, (phases[0].objective, phases[0].stage)
     student.train()
     for phase in phases:
         step = build_step(phase)
         step.network.train()
+        if restart == "phase" and (phase.objective, phase.stage) != objective:
+            optimiser = _make_optimiser(student, beta2)
+        objective = (phase.objective, phase.stage)
         for _ in range(phase.epochs):
             epoch += 1
             if restart == "epoch":
-                optimiser = _make_optimiser(student)
+                optimiser = _make_optimiser(student, beta2)
             for group in optimiser.param_groups:
                 group["lr"] = phase.lr
             started, total = time.perf_counter(), torch.zeros((), device=batches.labels.device)
@@ -93,5 +100,5 @@ def train(
             )
 
 
-def _make_optimiser(network: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(network.parameters(), fused=True)
+def _make_optimiser(network: nn.Module, beta2: float) -> torch.optim.Adam:
+    return torch.optim.Adam(network.parameters(), betas=(0.9, beta2), fused=True)
