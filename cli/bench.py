@@ -18,8 +18,12 @@ def bench(
     teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Another teacher than the run's.")] = None,
     teacher_weights: Annotated[Path | None, typer.Option("--teacher-weights", help="Weights of that teacher.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Real images.", show_default="the run's own")] = None,
-    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Batch size; repeatable.", show_default="1, 32")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each engine.", show_default="all cores")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Batch size; repeatable.", show_default="1, 32")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of each engine.", show_default="all cores")
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each engine has a turn in each round.")] = 5,
     min_seconds: Annotated[float, typer.Option("--min-seconds", min=0, help="Length of a turn, at least.")] = 0.3,
     data_root: DataRootOption = None,

@@ -14,7 +14,9 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A model spec, a run or an .onnx file: exact search with it.")
     ] = None,
-    gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="Labelled images that are searched, with --model.")] = None,
+    gallery: Annotated[
+        str | None, typer.Option("--gallery", "-g", help="Labelled images that are searched, with --model.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="Weights of a model spec.")] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Preprocessing of a model spec.")] = None,
     settings: SetOption = None,

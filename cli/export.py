@@ -11,7 +11,9 @@ GATE_IMAGES = 64
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model spec (then with --data and --out).")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, or any model spec (then with --data and --out).")
+    ],
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file, the only format so far.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write.", show_default="RUN/student.onnx")

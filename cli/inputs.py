@@ -135,7 +135,9 @@ def list_engines(run: Run, onnx: Path | None, teacher: str | None, weights: Path
         first = Engine("teacher", "pytorch", described["source"], described.get("weights"), described["arguments"])
     file = onnx or run.weights.with_suffix(".onnx")
     if not file.is_file():
-        raise InputError(f"there is no {file}: write it by 'indistill export {run.folder} --onnx', or name it with --onnx")
+        raise InputError(
+            f"there is no {file}: write it by 'indistill export {run.folder} --onnx', or name it with --onnx"
+        )
     return [
         first,
         Engine("student", "pytorch", str(run.folder)),

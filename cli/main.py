@@ -60,7 +60,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except Exception as error:  # noqa: BLE001 -- the one place where a bug of ours becomes a line and not a traceback
+    except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
         if debug:
             raise
         reason = " ".join(str(error).split())

@@ -69,8 +69,8 @@ def print_evaluation(evaluations: "dict[Metric, Evaluation]", *, as_json: bool) 
     """Prints the metrics, a column for cosine and one for Euclidean distance."""
     first = next(iter(evaluations.values()))
     if as_json:
-        metrics = {metric: evaluation.metrics for metric, evaluation in evaluations.items()}
-        print_json({**metrics, "queries": first.queries, "skipped": first.skipped})
+        figures: dict[str, object] = {metric: evaluation.metrics for metric, evaluation in evaluations.items()}
+        print_json(figures | {"queries": first.queries, "skipped": first.skipped})
         return
     rows = [
         [name, *(f"{100 * evaluation.metrics[name]:.2f}" for evaluation in evaluations.values())]
@@ -88,7 +88,9 @@ def print_bench(figures: dict[str, Any], *, as_json: bool) -> None:
         header = ["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "size MB", "first s", "times faster"]
         print_table(header, [_format_bench(result) for result in figures["results"]])
         environment = figures["environment"]
-        typer.echo(f"{environment['cpu']}, {environment['threads']} threads; decoding and resizing are not timed", err=True)
+        typer.echo(
+            f"{environment['cpu']}, {environment['threads']} threads; decoding and resizing are not timed", err=True
+        )
     for warning in figures["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
 

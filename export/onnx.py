@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -52,6 +51,9 @@ class DeployedNetwork(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
         self.register_buffer("shift", (mean / std).view(1, 3, 1, 1))
 
+    scale: Tensor
+    shift: Tensor
+
     def forward(self, image: Tensor) -> Tensor:
         """Returns unit vectors (B, D) float32 for pixels (B, S, S, 3) uint8."""
         scaled = image.permute(0, 3, 1, 2).float() * self.scale - self.shift
@@ -70,7 +72,7 @@ def export_onnx(
     pixels: PixelArray,
     path: Path,
     *,
-    provenance: Provenance = Provenance(),  # noqa: B008 -- frozen
+    provenance: Provenance = Provenance(),
     overwrite: bool = False,
 ) -> Artefact:
     """Writes a network as one ONNX file and returns its description.
@@ -119,7 +121,7 @@ def export_onnx(
             artefact = replace(artefact, verification=parity.to_dict())
             _describe(model, artefact)
             onnx.save(model, draft)
-            os.replace(draft, path)
+            draft.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     return artefact

@@ -65,7 +65,8 @@ def require_parity(parity: Parity) -> None:
     ):
         return
     raise VerificationError(
-        f"the exported file does not agree with PyTorch and was not kept: largest difference {parity.max_difference:.2e} "
-        f"(at most {MAX_DIFFERENCE:.0e}), smallest cosine {parity.min_cosine:.6f} (at least {MIN_COSINE}), largest error "
-        f"of the norm {parity.max_norm_error:.2e} (at most {MAX_NORM_ERROR:.0e})"
+        "the exported file does not agree with PyTorch and was not kept: "
+        f"largest difference {parity.max_difference:.2e} (at most {MAX_DIFFERENCE:.0e}), "
+        f"smallest cosine {parity.min_cosine:.6f} (at least {MIN_COSINE}), "
+        f"largest error of the norm {parity.max_norm_error:.2e} (at most {MAX_NORM_ERROR:.0e})"
     )

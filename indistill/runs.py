@@ -118,6 +118,11 @@ def read_environment(run: Run) -> dict[str, Any]:
     return environment
 
 
+def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
+    """Returns the records of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def describe_environment(pixels: Pixels, seed: int) -> dict[str, Any]:
     """Returns versions, machine, commit, data fingerprint and seed."""
     versions: dict[str, str | None] = {}

@@ -1,12 +1,12 @@
 """The index folder: FAISS index, catalogue and model, built all or nothing.
 
-    CURRENT                         the name of the generation in force
-    generations/00000001/
-        manifest.json               what the generation is, with the SHA-256 of each of its files
-        index.faiss                 the vectors, by id
-        catalogue.sqlite            the images, by id
-    model.onnx                      a copy of the model
-    skipped.jsonl                   files that were passed over, with the reason
+CURRENT                         the name of the generation in force
+generations/00000001/
+    manifest.json               what the generation is, with the SHA-256 of each of its files
+    index.faiss                 the vectors, by id
+    catalogue.sqlite            the images, by id
+model.onnx                      a copy of the model
+skipped.jsonl                   files that were passed over, with the reason
 """
 
 import json
@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -152,7 +153,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest(**json.loads((folder / "generations" / name / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; build it again") from error
+        raise IndexFolderError(
+            f"the index {folder} is damaged: its {MANIFEST} cannot be read; build it again"
+        ) from error
 
 
 def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
@@ -199,7 +202,7 @@ class Index:
         generation = folder / "generations" / f"{self.manifest.generation:08d}"
         faiss.omp_set_num_threads(threads)
         try:
-            self._vectors = faiss.read_index(str(generation / VECTORS))
+            self._vectors: Any = faiss.read_index(str(generation / VECTORS))
         except RuntimeError as error:
             raise IndexFolderError(f"the index {folder} is damaged: its {VECTORS} cannot be read") from error
         self._catalogue = generation / CATALOGUE
@@ -235,7 +238,9 @@ class Index:
         rows = faiss.downcast_index(self._vectors.index).reconstruct_n(0, len(stored))
         order = np.argsort(stored)
         if not np.array_equal(stored[order], ids):
-            raise IndexFolderError(f"the index {self.folder} is damaged: its catalogue has other ids than its {VECTORS}")
+            raise IndexFolderError(
+                f"the index {self.folder} is damaged: its catalogue has other ids than its {VECTORS}"
+            )
         return ids, rows[order], [label for _, label in labels]
 
     def _search_ordered(self, queries: Embeddings, k: int) -> tuple[Embeddings, NDArray[np.int64]]:

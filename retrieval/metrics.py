@@ -87,9 +87,7 @@ def evaluate_vectors(
             for _ in pool.map(evaluate_query, rows, scores):
                 pass
     means = values.mean(axis=0)
-    return Evaluation(
-        dict(zip(names, map(float, means), strict=True)), len(evaluated), len(queries) - len(evaluated)
-    )
+    return Evaluation(dict(zip(names, map(float, means), strict=True)), len(evaluated), len(queries) - len(evaluated))
 
 
 def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ranks:
@@ -111,9 +109,7 @@ def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ra
     return before + np.arange(1, len(relevant) + 1)
 
 
-def _resolve_ties(
-    tied: Vectors, others: Vectors, scores: Vectors, span: tuple[int, int], positions: Ranks
-) -> Ranks:
+def _resolve_ties(tied: Vectors, others: Vectors, scores: Vectors, span: tuple[int, int], positions: Ranks) -> Ranks:
     """Returns how many irrelevant items stand before each tied relevant item, in the order of the ranking.
 
     Args:
@@ -143,7 +139,7 @@ def _resolve_ties(
 
 
 def _get_low_bits(scores: Vectors) -> NDArray[np.uint16]:
-    return np.ascontiguousarray(scores + np.float32(0)).view(np.uint16)[:: 2]  # + 0 makes -0.0 equal to 0.0
+    return np.ascontiguousarray(scores + np.float32(0)).view(np.uint16)[::2]  # + 0 makes -0.0 equal to 0.0
 
 
 def list_metrics(ks: Sequence[int]) -> list[str]:

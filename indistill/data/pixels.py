@@ -61,8 +61,8 @@ def load_pixels(
     count, side = len(images.names), preprocessing.image_size
     if count * side * side * 3 > MEMORY_LIMIT_BYTES:
         raise DataError(
-            f"data '{images.name}': {count} images of {side}x{side} need {count * side * side * 3 / 2**30:.1f} GiB, more "
-            f"than the limit of {MEMORY_LIMIT_BYTES / 2**30:.0f}; use fewer images or a smaller --image-size"
+            f"data '{images.name}': {count} images of {side}x{side} need {count * side * side * 3 / 2**30:.1f} GiB, "
+            f"more than the limit of {MEMORY_LIMIT_BYTES / 2**30:.0f}; use fewer images or a smaller --image-size"
         )
     array = np.empty((count, side, side, 3), dtype=np.uint8)
     reasons: dict[int, str] = {}
