@@ -1,6 +1,7 @@
 """Weights as data: read from `.safetensors`, or from `.pt` with `weights_only`; nothing in a file is ever run."""
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".pt", ".pth", ".bin"):
         raise ModelError(f"weights: {path} has the suffix '{path.suffix}'; .safetensors, .pt, .pth and .bin are read")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused or harmless
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(
             f"weights: {path} holds something other than tensors, or is damaged, and was not opened; "

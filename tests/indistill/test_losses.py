@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+
+from indistill.losses.pkt import EPSILON, compute_pkt_loss
+
+
+def compute_by_loops(student: list[list[float]], teacher: list[list[float]]) -> float:
+    def cosine(x: list[float], y: list[float]) -> float:
+        dot = sum(a * b for a, b in zip(x, y, strict=True))
+        return (1 + dot / math.hypot(*x) / math.hypot(*y)) / 2
+
+    def student_t(x: list[float], y: list[float]) -> float:
+        return 1 / (1 + math.sqrt(sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) + EPSILON))
+
+    total, count = 0.0, len(student)
+    for kernel in (cosine, student_t):
+        for i in range(count):
+            p_row = [kernel(teacher[i], teacher[j]) for j in range(count)]
+            q_row = [kernel(student[i], student[j]) for j in range(count)]
+            for p, q in zip(p_row, q_row, strict=True):
+                p, q = p / sum(p_row), q / sum(q_row)
+                total += (p - q) * (math.log(p + EPSILON) - math.log(q + EPSILON)) / count**2
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pkt_equals_the_formula_by_loops(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(7, 3, generator=generator, dtype=torch.float64).float()
+    teacher = torch.randn(7, 5, generator=generator, dtype=torch.float64).float()
+    expected = compute_by_loops(student.double().tolist(), teacher.double().tolist())
+    assert float(compute_pkt_loss(student, teacher)) == pytest.approx(expected, rel=2e-3)
+
+
+def test_pkt_of_the_same_neighbourhood_is_zero() -> None:
+    embeddings = torch.randn(6, 4)
+    rotation = torch.linalg.qr(torch.randn(4, 4)).Q
+    assert float(compute_pkt_loss(embeddings @ rotation, embeddings)) == pytest.approx(0, abs=1e-8)
+    assert float(compute_pkt_loss(torch.randn(6, 4), embeddings)) > 1e-5
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),  # a cosine of -1
+        torch.ones(4, 3),  # all distances are zero
+        torch.zeros(4, 3),  # norms are zero
+    ],
+)
+def test_pkt_and_its_gradient_are_finite_in_the_corners(embeddings: torch.Tensor) -> None:
+    student = embeddings.clone().requires_grad_()
+    loss = compute_pkt_loss(student, torch.randn(len(embeddings), 3))
+    loss.backward()
+    assert math.isfinite(float(loss.detach()))
+    assert torch.isfinite(student.grad).all()
+
+
+def test_pkt_is_computed_in_float32_for_half_precision() -> None:
+    student, teacher = torch.randn(8, 4), torch.randn(8, 4)
+    loss = compute_pkt_loss(student.half(), teacher.half())
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(compute_pkt_loss(student, teacher)), rel=0.05)

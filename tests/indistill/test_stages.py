@@ -1,0 +1,195 @@
+import pytest
+import torch
+from torch import nn
+
+from indistill.errors import StageError
+from indistill.models.paper import build_cnn_a, build_cnn_s
+from indistill.models.specs import build_network, parse_model_spec
+from indistill.pruning import align_sizes, check_widths, measure_importance, select_channels
+from indistill.stages import (
+    Embedder,
+    Tap,
+    check_node,
+    find_embedding_node,
+    find_producer,
+    freeze,
+    list_nodes,
+    parse_pairs,
+    use_batch_statistics,
+)
+
+
+def count_calls(network: nn.Module, run) -> list[str]:
+    called: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, module in network.named_modules()
+        if not list(module.children()) and name
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return called
+
+
+def set_statistics(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_()
+    return network
+
+
+def test_a_tap_runs_no_further_than_its_stage() -> None:
+    network = build_cnn_s()
+    tap = Tap(network, "stage2")
+    called = count_calls(network, lambda: tap(torch.zeros(2, 3, 32, 32)))
+    assert called == ["conv1", "conv1_bn", "pool", "stage1", "conv2", "conv2_bn", "pool", "stage2"]
+
+
+def test_the_twin_a_whole_network_runs_further() -> None:
+    network = build_cnn_s()
+    assert "fc1" in count_calls(network, lambda: network(torch.zeros(2, 3, 32, 32)))
+
+
+def test_training_a_tap_trains_the_network() -> None:
+    network = build_cnn_s()
+    Tap(network, "stage1")(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert network.conv1.weight.grad is not None
+    assert network.conv2.weight.grad is None
+
+
+@pytest.mark.parametrize("spec", ["paper:cnn-a", "paper:resnet18?width=8", "torchvision:resnet18", "timm:resnet10t"])
+def test_freezing_changes_no_value_and_leaves_the_network_alone(spec: str) -> None:
+    network = set_statistics(build_network(parse_model_spec(spec))).eval()
+    node = find_embedding_node(network)
+    images = torch.randn(3, 3, 32, 32)
+    frozen = freeze(Embedder(network, node))
+    with torch.no_grad():
+        expected = Embedder(network, node).eval()(images)
+        assert torch.allclose(frozen(images), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_batch_norm_behind_a_convolution_is_folded() -> None:
+    frozen = freeze(Tap(build_cnn_a(), "stage3"))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
+
+
+def test_tracing_keeps_the_mode_of_every_module() -> None:
+    network = build_cnn_s().train()
+    network.conv2_bn.eval()
+    Tap(network, "stage1")
+    list_nodes(network)
+    assert network.training
+    assert network.conv1_bn.training
+    assert not network.conv2_bn.training
+
+
+def test_the_producer_is_the_last_layer_of_that_width_through_residual_adds() -> None:
+    network = build_network(parse_model_spec("torchvision:resnet18"))
+    name, layer = find_producer(Tap(network, "layer2").graph, 128)
+    assert name == "layer2.1.conv2"
+    assert isinstance(layer, nn.Conv2d)
+
+
+def test_a_concatenation_has_no_producer() -> None:
+    network = build_network(parse_model_spec("torchvision:densenet121"))
+    with pytest.raises(StageError, match="a concatenation, perhaps"):
+        find_producer(Tap(network, "features.denseblock1").graph, 256)
+
+
+def test_pruning_the_layer_is_an_index_select_on_the_tapped_feature() -> None:
+    """The published code makes a second, narrower convolution that reads the unpruned stage before it."""
+    teacher = set_statistics(build_cnn_a()).eval()
+    keep = select_channels(measure_importance(teacher.conv2), 16)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        conv, norm = nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16).eval()
+        conv.weight.copy_(teacher.conv2.weight[keep])
+        conv.bias.copy_(teacher.conv2.bias[keep])
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm, name).data.copy_(getattr(teacher.conv2_bn, name)[keep])
+        before = Tap(teacher, "stage1").eval()(images)
+        expected = nn.functional.max_pool2d(torch.relu(norm(conv(before))), 2)
+        selected = freeze(Tap(teacher, "stage2"))(images)[:, keep]
+    assert torch.allclose(selected, expected, atol=1e-4)
+
+
+def test_the_most_important_channels_are_kept_in_their_order() -> None:
+    layer = nn.Conv2d(1, 4, 1, bias=False)
+    layer.weight.data = torch.tensor([3.0, -5.0, 0.5, 4.0]).view(4, 1, 1, 1)
+    assert measure_importance(layer).tolist() == [3, 5, 0.5, 4]
+    assert select_channels(measure_importance(layer), 3).tolist() == [0, 1, 3]
+    assert select_channels(torch.tensor([1.0, 1.0, 1.0]), 2).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="5 channels"):
+        select_channels(measure_importance(layer), 5)
+
+
+def test_faithful_targets_use_the_batch_and_drop_the_shift() -> None:
+    teacher = set_statistics(build_cnn_a()).eval()
+    tap = Tap(teacher, "stage2")
+    use_batch_statistics(tap)
+    frozen = freeze(tap)
+    images = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        x = teacher.conv2(Tap(teacher, "stage1").eval()(images))
+        mean, std = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True).add(1e-5).sqrt()
+        scaled = (x - mean) / std * teacher.conv2_bn.weight.view(1, -1, 1, 1)
+        expected = nn.functional.max_pool2d(torch.relu(scaled), 2)
+        assert torch.allclose(frozen(images), expected, atol=1e-4)
+    assert teacher.conv2_bn.track_running_stats
+
+
+def test_faithful_needs_a_batch_norm_behind_the_convolution() -> None:
+    network = build_network(parse_model_spec("paper:resnet18?width=8"))
+    with pytest.raises(StageError, match="needs a batch norm"):
+        use_batch_statistics(Tap(network, "stage1"))
+
+
+def test_larger_maps_are_pooled_to_smaller_ones() -> None:
+    teacher, student = torch.arange(16.0).view(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)
+    pooled, same = align_sizes(teacher, student)
+    assert pooled.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert same is not None
+    assert same.shape == (1, 1, 2, 2)
+
+
+def test_a_narrower_teacher_names_the_stage_and_both_widths() -> None:
+    with pytest.raises(StageError, match=r"stage a:b: the teacher has 8 channels, fewer than the student's 16"):
+        check_widths("a:b", torch.Size((2, 8, 4, 4)), torch.Size((2, 16, 4, 4)))
+    with pytest.raises(StageError, match="both must be maps"):
+        check_widths("a:b", torch.Size((2, 8, 4, 4)), torch.Size((2, 8)))
+
+
+def test_an_unknown_node_lists_what_there_is() -> None:
+    with pytest.raises(StageError, match=r"the teacher has no node 'stage4'\. Did you mean 'stage"):
+        check_node(build_cnn_a(), "stage4", "teacher")
+
+
+def test_a_network_that_cannot_be_traced_says_so_in_one_line() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(StageError, match="Branching cannot be traced") as caught:
+        list_nodes(Branching())
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_are_two_nodes_with_a_colon() -> None:
+    (pair,) = parse_pairs(["layer1.0:features.3"])
+    assert (pair.teacher, pair.student) == ("layer1.0", "features.3")
+    for text in ("layer1", ":a", "a:"):
+        with pytest.raises(StageError, match="TEACHER_NODE:STUDENT_NODE"):
+            parse_pairs([text])
+
+
+def test_maps_and_tokens_are_averaged_to_one_vector() -> None:
+    network = build_cnn_s().eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(Embedder(network, "stage3")(images), Tap(network, "stage3")(images).mean((2, 3)))

@@ -1,0 +1,184 @@
+"""Four oracles: definitions by loops, scikit-learn, pytorch-metric-learning, and numbers by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from indistill.errors import DataError
+from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
+from indistill.retrieval.metrics import (
+    compute_metrics,
+    evaluate_vectors,
+    list_metrics,
+    normalise_rows,
+    rank_relevant,
+)
+
+KS = (1, 5, 10)
+
+
+def make_case(seed: int, levels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors whose inner products have few values, so that most scores are tied."""
+    random = np.random.default_rng(seed)
+    size, count, classes = random.integers(2, 400), random.integers(1, 300), random.integers(1, 12)
+    gallery = random.integers(-levels, levels + 1, (size, 2)).astype(np.float32)
+    queries = random.integers(1, 3, (count, 2)).astype(np.float32)
+    gallery_labels = random.integers(0, classes, size)
+    query_labels = random.integers(0, classes, count)
+    query_labels[0] = gallery_labels[0]
+    return gallery, gallery_labels, queries, query_labels
+
+
+def order_gallery(scores: np.ndarray) -> np.ndarray:
+    """By score, then by gallery position."""
+    return np.lexsort((np.arange(len(scores)), -scores))
+
+
+def score(metric: str, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Scores in which tied items are exactly tied: small whole numbers, or their normalised products."""
+    if metric == "cosine":
+        return normalise_rows(queries) @ normalise_rows(gallery).T
+    half = (gallery.astype(np.float64) ** 2).sum(1) / 2
+    return queries @ gallery.T - half
+
+
+def restate_paper11(relevant: np.ndarray, batch: int) -> tuple[float, float]:
+    """method.md, `map_paper11`, one rank at a time; and the published top-100."""
+    precision, hits = [], 0
+    recall = []
+    for rank, is_relevant in enumerate(relevant, start=1):
+        hits += int(is_relevant)
+        precision.append(hits / rank)
+        recall.append(hits / int(relevant.sum()))
+    for i in range(min(batch, len(precision)) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    total = 0.0
+    for point in range(11):
+        nearest, smallest = 0, 2.0
+        for i, value in enumerate(recall):
+            if abs(value - point / 10) < smallest:
+                nearest, smallest = i, abs(value - point / 10)
+        total += precision[nearest]
+    return total / 11, precision[min(100, len(precision)) - 1]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("seed", range(12))
+def test_all_metrics_equal_their_definitions_with_ties(seed: int, metric) -> None:
+    gallery, gallery_labels, queries, query_labels = make_case(seed, levels=1 + seed)
+    found = evaluate_vectors(gallery, gallery_labels, queries, query_labels, metric, KS)
+    rows = []
+    for i, scores in enumerate(score(metric, queries, gallery)):
+        relevant = gallery_labels[order_gallery(scores)] == query_labels[i]
+        total = int(relevant.sum())
+        if not total:
+            continue
+        precision = np.cumsum(relevant) / np.arange(1, len(relevant) + 1)
+        batch = min(128, len(queries) - i // 128 * 128)
+        paper11, top = restate_paper11(relevant, batch)
+        rows.append(
+            [
+                (precision * relevant).sum() / total,
+                paper11,
+                (precision * relevant)[:total].sum() / total,
+                relevant[:total].sum() / total,
+                *(relevant[:k].sum() / k for k in KS),
+                *(float(relevant[:k].any()) for k in KS),
+                top,
+            ]
+        )
+    assert found.queries == len(rows)
+    assert found.skipped == len(queries) - len(rows)
+    assert list(found.metrics) == list_metrics(KS)
+    assert np.allclose(list(found.metrics.values()), np.mean(rows, axis=0), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_map_equals_scikit_learns_average_precision(seed: int) -> None:
+    gallery, gallery_labels, queries, query_labels = make_case(100 + seed, levels=3)
+    found = evaluate_vectors(gallery, gallery_labels, queries, query_labels, "cosine", KS)
+    values = []
+    for i, scores in enumerate(score("cosine", queries, gallery)):
+        relevant = gallery_labels == query_labels[i]
+        if relevant.any():  # scikit-learn has no order among ties: give it the ranking itself
+            place = np.empty(len(scores))
+            place[order_gallery(scores)] = np.arange(len(scores), 0, -1)
+            values.append(average_precision_score(relevant, place))
+    assert found.metrics["map"] == pytest.approx(np.mean(values), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_map_at_r_and_r_precision_equal_pytorch_metric_learning(seed: int) -> None:
+    import torch
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    gallery, gallery_labels, queries, query_labels = make_case(200 + seed, levels=3)
+    known = np.isin(query_labels, gallery_labels)
+    queries, query_labels = queries[known], query_labels[known]
+    found = evaluate_vectors(gallery, gallery_labels, queries, query_labels, "cosine", KS)
+    order = np.stack([order_gallery(scores) for scores in score("cosine", queries, gallery)])
+
+    class Ranking:
+        def __call__(self, query, k, reference, *_) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(order[:, :k].shape), torch.from_numpy(order[:, :k])
+
+    calculator = AccuracyCalculator(
+        ("mean_average_precision_at_r", "r_precision", "mean_average_precision"), k=None, knn_func=Ranking(), device=torch.device("cpu")
+    )
+    oracle = calculator.get_accuracy(
+        torch.from_numpy(queries).double(), torch.from_numpy(query_labels),
+        torch.from_numpy(gallery).double(), torch.from_numpy(gallery_labels),
+    )
+    assert found.metrics["map@r"] == pytest.approx(oracle["mean_average_precision_at_r"], abs=1e-9)
+    assert found.metrics["r_precision"] == pytest.approx(oracle["r_precision"], abs=1e-9)
+
+
+def test_metrics_by_hand() -> None:
+    ranks = np.array([1, 3, 6])
+    metrics = dict(zip(list_metrics((2, 5)), compute_metrics(ranks, 8, (2, 5), 128), strict=True))
+    assert metrics["map"] == pytest.approx((1 + 2 / 3 + 3 / 6) / 3)
+    assert metrics["map@r"] == pytest.approx((1 + 2 / 3) / 3)
+    assert metrics["r_precision"] == pytest.approx(2 / 3)
+    assert metrics["precision@2"] == 0.5
+    assert metrics["precision@5"] == 0.4
+    assert metrics["recall@2"] == 1
+
+
+def test_ties_are_ranked_by_gallery_position() -> None:
+    scores = np.array([0.5, 0.5, 0.5, 0.5, 0.9], dtype=np.float32)
+    positions = np.array([3, 0, 1, 2, 4])  # the relevant items, first here, stand at 3 and 0 in the gallery
+    assert rank_relevant(scores, 0, 2, positions).tolist() == [2, 5]
+
+
+def test_zeros_of_both_signs_are_one_score() -> None:
+    scores = np.array([-0.0, 0.0, -0.0], dtype=np.float32)
+    assert rank_relevant(scores, 1, 2, np.arange(3)).tolist() == [2]
+
+
+def test_a_gallery_of_relevant_items_alone_is_perfect() -> None:
+    gallery = np.ones((4, 2), dtype=np.float32)
+    found = evaluate_vectors(gallery, np.zeros(4, int), gallery[:1], np.zeros(1, int), "cosine", (1,))
+    assert found.metrics["map"] == found.metrics["map_paper11"] == 1
+
+
+def test_queries_without_a_match_are_skipped_and_counted() -> None:
+    gallery = LabelledVectors(np.eye(3, dtype=np.float32), ["a", "b", "c"])
+    queries = LabelledVectors(np.eye(3, dtype=np.float32), ["a", "x", None])
+    found = evaluate_retrieval(gallery, queries)["cosine"]
+    assert (found.queries, found.skipped) == (1, 2)
+    assert found.metrics["map"] == 1
+
+
+def test_sets_without_a_common_class_are_an_error() -> None:
+    vectors = np.eye(2, dtype=np.float32)
+    with pytest.raises(DataError, match="no query has a class of the gallery"):
+        evaluate_retrieval(LabelledVectors(vectors, ["a", "b"]), LabelledVectors(vectors, ["c", "d"]))
+    with pytest.raises(DataError, match="not finite"):
+        evaluate_retrieval(LabelledVectors(vectors * np.nan, ["a", "b"]), LabelledVectors(vectors, ["a", "b"]))
+
+
+def test_blocks_of_queries_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, gallery_labels, queries, query_labels = make_case(7, levels=2)
+    whole = evaluate_vectors(gallery, gallery_labels, queries, query_labels, "euclidean", KS)
+    monkeypatch.setattr("indistill.retrieval.metrics.BLOCK_BYTES", 4 * len(gallery) * 3)
+    assert evaluate_vectors(gallery, gallery_labels, queries, query_labels, "euclidean", KS) == whole
