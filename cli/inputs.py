@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from indistill.config import Recipe, load_recipe, parse_overrides
 from indistill.data.pixels import Pixels, load_pixels
@@ -82,6 +82,7 @@ def read_recipe(
     image_size: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
+    lr_section: Literal["optimiser", "supervised"] = "optimiser",
     extra: dict[str, Any] | None = None,
 ) -> Recipe:
     """Returns the recipe with the options' values in it; `--set` goes last."""
@@ -91,8 +92,9 @@ def read_recipe(
     if batch_size is not None:
         overrides["data.batch_size"] = batch_size
     if lr is not None:
-        optimiser = load_recipe(name).optimiser
-        overrides |= {"optimiser.lr": lr, "optimiser.final_lr": lr * optimiser.final_lr / optimiser.lr}
+        shipped = load_recipe(name)
+        section = shipped.optimiser if lr_section == "optimiser" else shipped.supervised
+        overrides |= {f"{lr_section}.lr": lr, f"{lr_section}.final_lr": lr * section.final_lr / section.lr}
     return load_recipe(name, overrides | parse_overrides(items or []))
 
 

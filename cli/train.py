@@ -50,7 +50,7 @@ def train(
     from indistill.settings import RunSettings, choose_device
     from indistill.supervise import run_supervised
 
-    chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr)
+    chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
     check_output_folder(out, overwrite=overwrite, marker="config.yaml")
     run_settings = RunSettings(out, data, epochs, seed, choose_device(device), overwrite)
     images = open_images(data, root=data_root, download=download)

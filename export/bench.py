@@ -78,17 +78,19 @@ class _Worker:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
         )
-        self.facts = self.ask(
-            {
-                "kind": engine.kind,
-                "source": engine.source,
-                "weights": engine.weights,
-                "arguments": dict(engine.arguments or {}),
-                "threads": protocol.threads,
-                "preprocessing": preprocessing.to_dict(),
-                "pixels": str(pixels),
-            }
-        )
+        self._order = {
+            "kind": engine.kind,
+            "source": engine.source,
+            "weights": engine.weights,
+            "arguments": dict(engine.arguments or {}),
+            "threads": protocol.threads,
+            "preprocessing": preprocessing.to_dict(),
+            "pixels": str(pixels),
+        }
+
+    def load(self) -> dict[str, Any]:
+        """Returns what is known of the engine when it is loaded."""
+        return self.ask(self._order)
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Returns the answer to an order. Raises IndistillError, with the process's last words, if there is none."""
@@ -147,6 +149,7 @@ def run_bench(
             worker = _Worker(engine, protocol, preprocessing, Path(folder, "pixels.npy"))
             stack.callback(worker.close)
             workers.append(worker)
+        facts = [worker.load() for worker in workers]
         for batch in protocol.batches:
             request = {
                 "batch": batch,
@@ -158,7 +161,6 @@ def run_bench(
                 for position, worker in enumerate(workers):
                     turns.setdefault((position, batch), []).append(worker.ask(request))
                     on_progress(1)
-        facts = [worker.facts for worker in workers]
     results = [
         _summarise(engines[position], facts[position], batch, turns[position, batch], turns[0, batch])
         for batch in protocol.batches

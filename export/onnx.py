@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ class DeployedNetwork(nn.Module):
     def embed_pixels(self, pixels: PixelArray) -> Embeddings:
         """Returns unit vectors (B, D) float32 for pixels (B, S, S, 3) uint8."""
         with torch.inference_mode():
-            embeddings: Embeddings = self(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+            embeddings: Embeddings = self(torch.tensor(pixels)).numpy()
         return embeddings
 
 

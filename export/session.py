@@ -15,6 +15,19 @@ from indistill.preprocess import PixelArray
 
 Embeddings = NDArray[np.float32]
 BATCH_SIZE = 32
+# ONNX Runtime's errors have no common class.
+_LOAD_ERRORS = tuple(
+    getattr(ort.capi.onnxruntime_pybind11_state, name)
+    for name in (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+)
 
 
 class EmbeddingSession:
@@ -42,7 +55,7 @@ class EmbeddingSession:
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except (ort.capi.onnxruntime_pybind11_state.OnnxRuntimeException, RuntimeError) as error:
+        except _LOAD_ERRORS as error:
             raise ModelError(f"model: {path} is not an ONNX file that can be run: {_shorten(error)}") from error
         self.path = path
         self.artefact: Artefact = read_artefact(self._session.get_modelmeta().custom_metadata_map, path.name)

@@ -48,11 +48,11 @@ class DataSection(Section):
 
 
 class OptimiserSection(Section):
-    """Adam, made anew `never`, in each `phase` with a loss of its own, or each `epoch` as the published code does."""
+    """Distillation by Adam, made anew `never`, in each `phase` with a loss of its own, or each `epoch` as the published code does."""
 
     lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(1e-4, gt=0)
-    restart: Literal["never", "phase", "epoch"] = "phase"
+    restart: Literal["never", "phase", "epoch"] = "epoch"
     beta2: float = Field(0.999, gt=0, lt=1)  # decay of Adam's second moment
 
 
@@ -66,10 +66,12 @@ class CurriculumSection(Section):
 
 
 class SupervisedSection(Section):
-    """The schedule of supervised training."""
+    """Supervised training by one Adam: `epochs` at `lr`, then `final_epochs` at `final_lr`."""
 
     epochs: int = Field(50, ge=1)
     final_epochs: int = Field(30, ge=0)
+    lr: float = Field(1e-3, gt=0)
+    final_lr: float = Field(1e-4, gt=0)
 
 
 class LossSection(Section):
@@ -111,7 +113,13 @@ class Recipe(Section):
         return {"batch_size": self.data.batch_size, "flip": self.data.flip, "crop_padding": self.data.crop_padding}
 
 
-FAITHFUL = {"optimiser.restart": "epoch", "loss.scale": "1", "targets.statistics": "batch"}
+FAITHFUL = {
+    "optimiser.lr": "1e-3",
+    "optimiser.final_lr": "1e-4",
+    "optimiser.restart": "epoch",
+    "loss.scale": "1",
+    "targets.statistics": "batch",
+}
 
 
 def list_recipes() -> list[str]:

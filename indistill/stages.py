@@ -204,4 +204,7 @@ def use_batch_statistics(tap: Tap) -> None:
             return
         if isinstance(layer, nn.Conv2d | nn.Linear):
             break
-    raise StageError("--faithful needs a batch norm behind the last convolution of each teacher stage")
+    raise StageError(
+        "batch statistics need a batch norm behind the last convolution of each teacher stage, and one has none: "
+        "leave --faithful out, or give --set targets.statistics=kept"
+    )

@@ -42,7 +42,7 @@ def run_supervised(network: Network, pixels: Pixels, recipe: Recipe, settings: R
         TrainingError: the loss is not finite.
     """
     phases = build_supervised(
-        recipe.supervised.epochs, recipe.optimiser.lr, (recipe.supervised.final_epochs, recipe.optimiser.final_lr)
+        recipe.supervised.epochs, recipe.supervised.lr, (recipe.supervised.final_epochs, recipe.supervised.final_lr)
     )
     if settings.epochs is not None:
         phases = scale_epochs(phases, settings.epochs)
@@ -52,7 +52,7 @@ def run_supervised(network: Network, pixels: Pixels, recipe: Recipe, settings: R
     config = describe_run("train", network, recipe, settings, phases)
     create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
     with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(module, phases, batches, lambda _: ClassStep(module), monitor, **recipe.adam)
+        train(module, phases, batches, lambda _: ClassStep(module), monitor)
     write_training_report(settings.out / "report.html", config, monitor.records)
     save_weights(module, settings.out / WEIGHTS_NAMES["train"])
     return settings.out

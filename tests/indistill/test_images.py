@@ -35,9 +35,11 @@ def test_the_exif_orientation_is_applied() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "I;16", "F", "YCbCr"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
-    image = Image.new("I;16", (3, 2), 65535) if mode == "I;16" else Image.new("RGB", (3, 2), "white").convert(
-        "RGBA" if mode == "LA" else "RGB"
-    ).convert(mode)
+    image = (
+        Image.new("I;16", (3, 2), 65535)
+        if mode == "I;16"
+        else Image.new("RGB", (3, 2), "white").convert("RGBA" if mode == "LA" else "RGB").convert(mode)
+    )
     decoded = decode_image(image)
     assert decoded.mode == "RGB"
     assert decoded.getpixel((0, 0)) == (255, 255, 255)

@@ -146,7 +146,7 @@ def test_faithful_targets_use_the_batch_and_drop_the_shift() -> None:
 
 def test_faithful_needs_a_batch_norm_behind_the_convolution() -> None:
     network = build_network(parse_model_spec("paper:resnet18?width=8"))
-    with pytest.raises(StageError, match="needs a batch norm"):
+    with pytest.raises(StageError, match="need a batch norm"):
         use_batch_statistics(Tap(network, "stage1"))
 
 

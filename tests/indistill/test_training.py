@@ -118,7 +118,9 @@ def test_a_stage_trains_its_own_layers_only() -> None:
     before = {name: value.clone() for name, value in distillation.student.named_parameters()}
     train_phases(distillation, build_warm_up(2, 0, 1e-2))
     changed = {n for n, v in distillation.student.named_parameters() if not torch.equal(before[n], v)}
-    assert changed == {f"{layer}.{part}" for layer in ("conv1", "conv1_bn", "conv2", "conv2_bn") for part in ("weight", "bias")}
+    assert changed == {
+        f"{layer}.{part}" for layer in ("conv1", "conv1_bn", "conv2", "conv2_bn") for part in ("weight", "bias")
+    }
 
 
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
@@ -153,9 +155,7 @@ class CountingStep:
         return self.network.weight.sum() * 0.1 ** ((len(self.seen) - 1) // 4)
 
 
-@pytest.mark.parametrize(
-    ("restart", "full_steps"), [("never", {0}), ("phase", {0, 2}), ("epoch", {0, 1, 2, 3})]
-)
+@pytest.mark.parametrize(("restart", "full_steps"), [("never", {0}), ("phase", {0, 2}), ("epoch", {0, 1, 2, 3})])
 def test_adam_starts_anew_when_it_is_told_to(restart, full_steps: set[int]) -> None:
     network = nn.Linear(1, 1, bias=False)
     step = CountingStep(network)

@@ -123,11 +123,16 @@ def test_map_at_r_and_r_precision_equal_pytorch_metric_learning(seed: int) -> No
             return torch.zeros(order[:, :k].shape), torch.from_numpy(order[:, :k])
 
     calculator = AccuracyCalculator(
-        ("mean_average_precision_at_r", "r_precision", "mean_average_precision"), k=None, knn_func=Ranking(), device=torch.device("cpu")
+        ("mean_average_precision_at_r", "r_precision", "mean_average_precision"),
+        k=None,
+        knn_func=Ranking(),
+        device=torch.device("cpu"),
     )
     oracle = calculator.get_accuracy(
-        torch.from_numpy(queries).double(), torch.from_numpy(query_labels),
-        torch.from_numpy(gallery).double(), torch.from_numpy(gallery_labels),
+        torch.from_numpy(queries).double(),
+        torch.from_numpy(query_labels),
+        torch.from_numpy(gallery).double(),
+        torch.from_numpy(gallery_labels),
     )
     assert found.metrics["map@r"] == pytest.approx(oracle["mean_average_precision_at_r"], abs=1e-9)
     assert found.metrics["r_precision"] == pytest.approx(oracle["r_precision"], abs=1e-9)

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from indistill.export.onnx import Provenance, export_onnx
+from indistill.export.session import EmbeddingSession
+from indistill.models.loading import Network, load_network
+from indistill.preprocess import Preprocessing
+
+PREPROCESSING = Preprocessing(32, 0.9, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+
+
+@pytest.fixture(scope="session")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    torch.manual_seed(0)
+    return load_network("paper:cnn-s")
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory: pytest.TempPathFactory, network: Network, pixels: np.ndarray) -> Path:
+    path = tmp_path_factory.mktemp("export") / "student.onnx"
+    export_onnx(network, PREPROCESSING, pixels, path, provenance=Provenance("/home/me/net.py:make", "abc"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def session(file: Path) -> EmbeddingSession:
+    return EmbeddingSession(file)
