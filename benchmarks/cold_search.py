@@ -25,7 +25,8 @@ from indistill.data.sets import open_folder
 from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
-from indistill.retrieval.index import MODEL, build_index
+from indistill.retrieval.build import build_index
+from indistill.retrieval.index import MODEL
 
 SIDE, QUERY_SIDE = 32, 256
 COARSE = 4  # random colours in a row of an image, so that images differ by more than noise

@@ -31,7 +31,7 @@ def embed_model_sets(
     recipe: str | None,
     items: list[str] | None,
 ) -> tuple[LabelledVectors, LabelledVectors]:
-    """Returns the vectors of gallery and queries: an .onnx file's unit vectors, or the embedding as a network gives it."""
+    """Returns the vectors of gallery and queries: unit vectors of an .onnx file, or a network's embedding as it is."""
     if model.endswith(".onnx"):
         session = EmbeddingSession(Path(model))
         return _embed_by_session(session, gallery), _embed_by_session(session, queries)

@@ -24,7 +24,7 @@ def build(
     from indistill.data.sets import open_folder
     from indistill.export.session import EmbeddingSession
     from indistill.progress import show_progress
-    from indistill.retrieval.index import build_index, check_index_output
+    from indistill.retrieval.build import build_index, check_index_output
 
     check_index_output(out, overwrite=overwrite)
     session = EmbeddingSession(model)

@@ -3,29 +3,20 @@
 Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted.
 """
 
+import importlib
+import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
+
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would look for plugins at each start
 
 import typer
 
 from indistill import __version__
-from indistill.cli import bench, compress, demo, evaluate, export, index, search, train
 from indistill.errors import IndistillError
 
-app = typer.Typer(
-    help="Compress an image-embedding model by InDistill, export it, index a gallery, measure what is deployed.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-app.command()(train.train)
-app.command()(compress.compress)
-app.command()(export.export)
-app.command()(bench.bench)
-app.add_typer(index.app, name="index")
-app.command()(search.search)
-app.command()(evaluate.evaluate)
-app.command()(demo.demo)
+COMMANDS = ("train", "compress", "export", "bench", "index", "search", "evaluate", "demo")
 
 
 def _print_version(wanted: bool) -> None:
@@ -34,7 +25,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def set_up(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -44,12 +34,26 @@ def set_up(
     """Compress an image-embedding model by InDistill, export it, index a gallery, measure what is deployed."""
 
 
+def build_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """Returns the app with some of the commands. Building all of them takes longer than a search."""
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app.callback()(set_up)
+    for name in names:
+        module = importlib.import_module(f"indistill.cli.{name}")
+        if name == "index":
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
+
+
 def main() -> None:
     """Runs the command line and exits."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
     try:
-        app(arguments)
+        build_app(names)(arguments, prog_name="indistill")
     except IndistillError as error:
         if debug:
             raise

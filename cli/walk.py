@@ -20,8 +20,8 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import Network, load_network
 from indistill.report import ReportSection, draw_curves, render_report
+from indistill.retrieval.build import build_index
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
-from indistill.retrieval.index import build_index
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import STYLE, SheetRow, render_rows
 from indistill.runs import read_metrics, read_run, write_text

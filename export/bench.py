@@ -246,8 +246,8 @@ def _find_warnings(environment: dict[str, Any], results: list[dict[str, Any]]) -
     warnings = []
     if environment["loadavg_before"] > LOADED * environment["logical_cores"]:
         warnings.append(
-            f"load average {environment['loadavg_before']:.1f} on {environment['logical_cores']} cores at the start: other "
-            "programs run here, so trust the ratios and not the times"
+            f"load average {environment['loadavg_before']:.1f} on {environment['logical_cores']} cores at the start: "
+            "other programs run here, so trust the ratios and not the times"
         )
     for result in results:
         if result["role"] == "student" and result["speedup_vs_teacher"]["p50"] <= 1:

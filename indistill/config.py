@@ -48,7 +48,7 @@ class DataSection(Section):
 
 
 class OptimiserSection(Section):
-    """Distillation by Adam, made anew `never`, in each `phase` with a loss of its own, or each `epoch` as the published code does."""
+    """Distillation by Adam, made anew `never`, in each `phase` with another loss, or each `epoch` (as published)."""
 
     lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(1e-4, gt=0)

@@ -55,7 +55,7 @@ class Catalogue:
         if not path.is_file():
             raise IndexFolderError(f"the index is damaged: {path} is missing; build it again")
         self._path = path
-        self._connection = sqlite3.connect(f"file:{path.resolve().as_posix()}?mode=ro&immutable=1", uri=True)
+        self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
 
     def __enter__(self) -> "Catalogue":
         return self

@@ -23,6 +23,7 @@ BLOCK_BYTES = 64 * 2**20  # of scores held at a time
 PAPER_BATCH = 128  # queries in a batch of the published evaluation
 PAPER_TOP = 100
 RECALL_POINTS = np.arange(11) / 10
+FEW_VALUES = 8
 DEFAULT_KS = (1, 5, 10, 100)
 
 
@@ -99,9 +100,10 @@ def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ra
         end: where they end.
         positions: (N,) the gallery position of each, by which equal scores are ranked.
     """
-    relevant = np.sort(scores[start:end])[::-1]
+    relevant = np.sort(scores[start:end])
     others = np.sort(np.concatenate((scores[:start], scores[end:])))
-    below = np.searchsorted(others, relevant, side="left")
+    below = np.searchsorted(others, relevant, side="left")[::-1]  # ascending keys are found faster
+    relevant = relevant[::-1]
     before = len(others) - below  # irrelevant items with a higher or an equal score
     tied = np.flatnonzero(others[np.minimum(below, len(others) - 1)] == relevant) if len(others) else np.empty(0, int)
     if len(tied):
@@ -120,10 +122,7 @@ def _resolve_ties(tied: Vectors, others: Vectors, scores: Vectors, span: tuple[i
         positions: of the whole gallery.
     """
     values = np.unique(tied)
-    # The last 16 bits of a score tell nearly all others apart; the few that pass are compared exactly.
-    marked = np.zeros(1 << 16, dtype=bool)
-    marked[_get_low_bits(values)] = True
-    found = np.flatnonzero(marked[_get_low_bits(scores)])
+    found = _find_candidates(values, scores)
     place = np.minimum(np.searchsorted(values, scores[found]), len(values) - 1)
     equal = values[place] == scores[found]
     found, place = found[equal], place[equal]
@@ -136,6 +135,16 @@ def _resolve_ties(tied: Vectors, others: Vectors, scores: Vectors, span: tuple[i
     higher = len(others) - np.searchsorted(others, values[place[ranking]], side="right")
     result: Ranks = (higher + within)[~irrelevant]
     return result
+
+
+def _find_candidates(values: Vectors, scores: Vectors) -> Ranks:
+    """Returns the positions of all scores that are among a few values, and of a few that are not."""
+    if len(values) <= FEW_VALUES:
+        return np.flatnonzero(np.logical_or.reduce([scores == value for value in values]))
+    # The last 16 bits of a score tell nearly all others apart.
+    marked = np.zeros(1 << 16, dtype=bool)
+    marked[_get_low_bits(values)] = True
+    return np.flatnonzero(marked[_get_low_bits(scores)])
 
 
 def _get_low_bits(scores: Vectors) -> NDArray[np.uint16]:

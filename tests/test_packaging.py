@@ -57,9 +57,7 @@ def find_part(module: str) -> str:
 
 
 def test_the_listed_packages_are_the_folders() -> None:
-    folders = {
-        name.rsplit(".", 1)[0] if not path.name == "__init__.py" else name for name, path in list_modules().items()
-    }
+    folders = {name.rsplit(".", 1)[0] if path.name != "__init__.py" else name for name, path in list_modules().items()}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == folders
 
 
@@ -143,3 +141,21 @@ def test_the_wheel_holds_every_module_and_imports_elsewhere(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith(str(tmp_path / "site"))
+
+
+def test_the_page_of_commands_names_every_option() -> None:
+    from typer.main import get_command
+
+    from indistill.cli.main import build_app
+
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = {part.split("\n", 1)[0]: part for part in page.split("## indistill ")[1:]}
+    commands = dict(get_command(build_app()).commands)
+    group = commands.pop("index")
+    commands |= {f"index {name}": command for name, command in group.commands.items()}
+    assert set(sections) == set(commands)
+    for name, command in commands.items():
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--"):
+                    assert option[:12] in sections[name], f"{name} {option}: run 'make docs'"

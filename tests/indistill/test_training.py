@@ -202,7 +202,7 @@ def test_overrides_are_read_as_numbers_words_and_lists() -> None:
     assert recipe.data.mean == (0.1, 0.2, 0.3)
     assert recipe.optimiser.restart == "epoch"
     assert not recipe.curriculum.warm_up
-    with pytest.raises(ConfigError, match="section.key=value"):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
         parse_overrides(["lr=3"])
     with pytest.raises(ConfigError, match="Did you mean 'cifar10'"):
         load_recipe("cifar")

@@ -14,7 +14,8 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.index import Index, build_index, open_model, read_manifest
+from indistill.retrieval.build import build_index
+from indistill.retrieval.index import Index, open_model, read_manifest
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import SheetRow, render_sheet
 
@@ -165,7 +166,7 @@ def test_a_damaged_index_says_so(
 
 
 def test_a_folder_that_is_no_index_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(IndexFolderError, match="is not an index .*indistill index build"):
+    with pytest.raises(IndexFolderError, match=r"is not an index .*indistill index build"):
         read_manifest(tmp_path)
 
 
@@ -191,3 +192,11 @@ def test_the_contact_sheet_needs_no_other_file_and_escapes_names(index: Path, ga
     assert "http" not in page
     missing = render_sheet([SheetRow(query, results.queries[0][1])], tmp_path / "moved")
     assert missing.count("no image") == 4
+
+
+@pytest.mark.parametrize("name", ["a#b", "50%20x", "what?", "grün"])
+def test_an_index_may_have_any_folder_name(tmp_path: Path, gallery: Path, session: EmbeddingSession, name: str) -> None:
+    build_index(open_folder(gallery / "cat", "cat"), session, tmp_path / name / "index")
+    (_, hits) = search_images(tmp_path / name / "index", [gallery / "cat" / "000.png"], k=1).queries[0]
+    assert hits[0].path == "000.png"
+    assert [path.name for path in tmp_path.iterdir()] == [name]

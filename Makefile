@@ -1,0 +1,39 @@
+# make demo | test | check | fix | bench | docs | clean: each makes the virtual environment first, if it is not there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check fix bench docs clean
+
+demo: $(VENV)/ready
+	$(BIN)/indistill demo --out demo-out --overwrite
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks.training_step --json benchmarks/training_step.json
+	$(BIN)/python -m benchmarks.exact_map --json benchmarks/exact_map.json
+	$(BIN)/python -m benchmarks.cold_search --json benchmarks/cold_search.json
+
+docs: $(VENV)/ready
+	$(BIN)/python docs/generate_cli.py docs/cli.md
+
+clean:
+	rm -rf $(VENV) demo-out build dist
+
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or later is needed, {v[0]}.{v[1]} found; set PYTHON=python3.12, say" if v < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@

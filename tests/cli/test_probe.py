@@ -1,4 +1,0 @@
-import time, sys
-from tests.cli.conftest import *
-def test_probe(workspace):
-    pass

@@ -1,0 +1,42 @@
+"""The README's walk runs as it stands, in order, in an empty folder with a gallery."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from indistill.cli.walk import write_images
+from indistill.data.sets import open_images
+
+ROOT = Path(__file__).parents[1]
+
+
+def read_walk() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- run by tests/test_readme\.py -->\n```bash\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return [shlex.split(line) for line in found.group(1).splitlines()]
+
+
+def test_the_readmes_walk_runs_as_it_stands(tmp_path: Path) -> None:
+    write_images(open_images("digits/train"), tmp_path / "gallery")
+    outputs = {}
+    walk = read_walk()
+    assert len(walk) == 10
+    for command in walk:
+        assert command[0] == "indistill"
+        done = subprocess.run(
+            [sys.executable, "-m", "indistill.cli.main", *command[1:]],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+        outputs[shlex.join(command[1:3]) + " ".join(command[-2:])] = done.stdout
+    hits = json.loads(outputs["search gallery.indexgallery/3/00003.png --json"])["queries"][0]["hits"]
+    assert hits[0]["path"] == "3/00003.png"
+    assert "data:image/jpeg" in (tmp_path / "hits.html").read_text(encoding="utf-8")
