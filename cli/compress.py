@@ -67,7 +67,7 @@ def compress(
     """Distil a teacher into a light student by InDistill. Labels are not used."""
     import torch
 
-    from indistill.cli.inputs import read_pixels, read_recipe
+    from indistill.cli.inputs import read_pixels, read_recipe, warn_of_teacher
     from indistill.cli.output import print_run
     from indistill.compress import pair_stages, run_compress
     from indistill.config import FAITHFUL
@@ -86,6 +86,7 @@ def compress(
     images = open_images(data, root=data_root, download=download)
     arguments = {"image_size": chosen.data.image_size}
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
+    warn_of_teacher(loaded_teacher, chosen.preprocessing)
     torch.manual_seed(seed)
     loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
     check_trainable(loaded_student, "student")

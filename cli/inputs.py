@@ -119,6 +119,24 @@ def report_skipped(skipped: list[tuple[str, str]], limit: int = 5) -> None:
         console.print(f"  and {len(skipped) - limit} more", markup=False)
 
 
+def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:
+    """Prints a warning if the teacher has random weights, or was trained with another preprocessing."""
+    from indistill.models.specs import has_random_weights, parse_model_spec
+
+    console = make_console()
+    spec = parse_model_spec(teacher.source)
+    if teacher.weights is None and has_random_weights(spec):
+        console.print(
+            f"warning: the teacher '{teacher.source}' has random weights: name its weights with --teacher-weights",
+            markup=False,
+        )
+    if spec.kind == "run" and read_run(Path(spec.name)).preprocessing != preprocessing:
+        console.print(
+            f"warning: the teacher {spec.name} was trained with another image size, crop, mean or std than the recipe's",
+            markup=False,
+        )
+
+
 def list_engines(run: Run, onnx: Path | None, teacher: str | None, weights: Path | None) -> "list[Engine]":
     """Returns what `bench` times: the teacher, the student, and the exported student.
 

@@ -98,6 +98,15 @@ def build_network(spec: ModelSpec, defaults: Mapping[str, Argument] | None = Non
     return network
 
 
+def has_random_weights(spec: ModelSpec) -> bool:
+    """Returns whether a paper's or a zoo's network is built with random weights, its arguments asking for no others."""
+    if spec.kind == "paper":
+        return True
+    return spec.kind in ("torchvision", "timm") and not (
+        spec.arguments.get("pretrained") or spec.arguments.get("weights")
+    )
+
+
 def _find_factory(spec: ModelSpec) -> Callable[..., object]:
     match spec.kind:
         case "paper":

@@ -1,0 +1,124 @@
+"""The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, InDistill; what each part is worth.
+
+    python -m benchmarks.cifar10 --data FOLDER --teacher-weights FILE --out FOLDER [--only NAME ...] [--seeds 1 2 3]
+
+FOLDER of --data holds `train` and `test` with a sub-folder for each class. Every figure comes from commands of the command
+line, which are printed: train or compress, export, index build over `train`, evaluate with `test`. What is in --out already
+is not done again, so the runs may be made one by one, or side by side. Prints the table as Markdown, and writes JSON.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+TABLE_METRICS = ("map", "map_paper11", "precision@100")
+PLAIN_LR = "--set optimiser.lr=0.001 --set optimiser.final_lr=0.0001"
+VARIANTS = {
+    "supervised": "",
+    "pkt": "--no-warm-up",
+    "faithful": "--faithful",
+    "indistill": "",
+    "clean": f"{PLAIN_LR} --set optimiser.restart=never --set targets.statistics=kept",
+    "batch": f"{PLAIN_LR} --set optimiser.restart=never",
+    "restart": f"{PLAIN_LR} --set targets.statistics=kept",
+    "both": PLAIN_LR,
+    "clean-20": f"{PLAIN_LR} --set optimiser.restart=never --set targets.statistics=kept --epochs 20",
+    "batch-20": f"{PLAIN_LR} --set optimiser.restart=never --epochs 20",
+    "restart-20": f"{PLAIN_LR} --set targets.statistics=kept --epochs 20",
+    "both-20": f"{PLAIN_LR} --epochs 20",
+    "both-lr2-20": "--epochs 20",
+    "both-lr4-20": "--lr 0.004 --epochs 20",
+}
+
+
+def call(*arguments: str, into: Path | None = None) -> None:
+    """Runs a command of the command line, its output into a file that appears when it is complete."""
+    print("indistill", shlex.join(arguments), file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "indistill.cli.main", *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    if into is not None:
+        partial = into.with_suffix(".partial")
+        partial.write_text(done.stdout, encoding="utf-8")
+        partial.replace(into)
+
+
+def make_run(name: str, seed: int, data: Path, weights: Path, out: Path) -> None:
+    """Trains one student, evaluates it exactly, exports it, indexes `train` with it and evaluates the index."""
+    run = out / f"{name}-{seed}"
+    common = ["--recipe", "cifar10", "--data", str(data / "train"), "--out", str(run), "--seed", str(seed)]
+    if not (run / "model.safetensors").exists() and not (run / "student.safetensors").exists():
+        if name == "supervised":
+            call("train", "--model", "paper:cnn-s", *common, "--overwrite")
+        else:
+            teacher = ["--teacher", "paper:cnn-a", "--teacher-weights", str(weights), "--student", "paper:cnn-s"]
+            call("compress", *teacher, *common, *VARIANTS[name].split(), "--overwrite")
+    queries = ["--queries", str(data / "test"), "--json"]
+    exact, deployed = out / f"{run.name}.json", out / f"{run.name}.deployed.json"
+    if not exact.exists():
+        call("evaluate", "--model", str(run), "--gallery", str(data / "train"), *queries, into=exact)
+    file, index = out / f"{run.name}.onnx", out / f"{run.name}.index"
+    if not deployed.exists():
+        call("export", str(run), "--onnx", "--out", str(file), "--data", str(data / "test"), "--overwrite")
+        call("index", "build", str(data / "train"), "--model", str(file), "--out", str(index), "--overwrite")
+        call("evaluate", str(index), *queries, into=deployed)
+
+
+def read_figures(path: Path) -> dict[str, float]:
+    """Returns percent by 'cosine map' and the like."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        f"{metric} {name}": 100 * found[metric][name] for metric in ("cosine", "euclidean") for name in TABLE_METRICS
+    }
+
+
+def format_row(name: str, runs: list[dict[str, float]]) -> str:
+    """Returns a row of the table: the mean, with the standard deviation where there are several runs."""
+    cells = []
+    for key in runs[0]:
+        values = [run[key] for run in runs]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.2f}{spread}")
+    return f"| {name} | {len(runs)} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Makes what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher-weights", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=["supervised", "pkt", "faithful", "indistill"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--json", type=Path, help="where the figures of all runs go")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    teacher = options.out / "teacher.json"
+    if not teacher.exists():
+        model = ["--model", "paper:cnn-a", "--weights", str(options.teacher_weights), "--recipe", "cifar10"]
+        sets = ["--gallery", str(options.data / "train"), "--queries", str(options.data / "test")]
+        call("evaluate", *model, *sets, "--json", into=teacher)
+    figures = {"teacher": {"exact": [read_figures(teacher)], "deployed": []}}
+    for name in options.only:
+        figures[name] = {"exact": [], "deployed": []}
+        for seed in options.seeds if name != "supervised" else options.seeds[:1]:
+            make_run(name, seed, options.data, options.teacher_weights, options.out)
+            figures[name]["exact"].append(read_figures(options.out / f"{name}-{seed}.json"))
+            figures[name]["deployed"].append(read_figures(options.out / f"{name}-{seed}.deployed.json"))
+    columns = list(figures["teacher"]["exact"][0])
+    print("| student trained by | runs | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 2) + "|")
+    for name, runs in figures.items():
+        print(format_row(name, runs["exact"]))
+        if runs["deployed"]:
+            print(format_row(f"{name}, deployed (ONNX + FAISS)", runs["deployed"]))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
