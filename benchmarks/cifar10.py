@@ -1,10 +1,10 @@
-"""The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, InDistill; what each part is worth.
+"""The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, InDistill; the worth of each part.
 
     python -m benchmarks.cifar10 --data FOLDER --teacher-weights FILE --out FOLDER [--only NAME ...] [--seeds 1 2 3]
 
-FOLDER of --data holds `train` and `test` with a sub-folder for each class. Every figure comes from commands of the command
-line, which are printed: train or compress, export, index build over `train`, evaluate with `test`. What is in --out already
-is not done again, so the runs may be made one by one, or side by side. Prints the table as Markdown, and writes JSON.
+FOLDER of --data holds `train` and `test` with a sub-folder for each class. Every figure comes from the product's own
+commands, which are printed: train or compress, export, index build over `train`, evaluate with `test`. What is in --out
+already is not done again, so the runs may be made one by one, or side by side. Prints the table as Markdown.
 """
 
 import argparse

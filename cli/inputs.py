@@ -132,7 +132,7 @@ def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:
         )
     if spec.kind == "run" and read_run(Path(spec.name)).preprocessing != preprocessing:
         console.print(
-            f"warning: the teacher {spec.name} was trained with another image size, crop, mean or std than the recipe's",
+            f"warning: the teacher {spec.name} was trained with another size, crop, mean or std than the recipe's",
             markup=False,
         )
 
