@@ -1,4 +1,4 @@
-"""The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, InDistill; the worth of each part.
+"""The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, InDistill; each part alone.
 
     python -m benchmarks.cifar10 --data FOLDER --teacher-weights FILE --out FOLDER [--only NAME ...] [--seeds 1 2 3]
 

@@ -10,6 +10,8 @@ from statistics import median
 
 import psutil
 
+from indistill.export.bench import read_cpu_name
+
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "onnxruntime", "faiss-cpu", "pillow")
 Spread = dict[str, float]
 
@@ -17,7 +19,7 @@ Spread = dict[str, float]
 def describe_machine() -> dict[str, object]:
     """Returns processor, cores, memory, versions, the thread setting of the shell, and the load at this moment."""
     return {
-        "cpu": _read_cpu_name(),
+        "cpu": read_cpu_name(),
         "logical_cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
@@ -51,12 +53,3 @@ def write_figures(path: Path | None, machine: Mapping[str, object], figures: Map
     described = {**machine, "loadavg_1min_after": psutil.getloadavg()[0]}
     path.write_text(json.dumps({**figures, "machine": described}, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {path}")
-
-
-def _read_cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -230,7 +230,7 @@ def _summarise(
 
 def _describe_environment(protocol: Protocol, load_before: tuple[float, float, float]) -> dict[str, Any]:
     return {
-        "cpu": _read_cpu_name(),
+        "cpu": read_cpu_name(),
         "logical_cores": psutil.cpu_count(),
         "threads": protocol.threads,
         "os": platform.platform(),
@@ -257,7 +257,8 @@ def _find_warnings(environment: dict[str, Any], results: list[dict[str, Any]]) -
     return warnings
 
 
-def _read_cpu_name() -> str:
+def read_cpu_name() -> str:
+    """Returns the processor's name, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -13,13 +13,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 Metric = Literal["cosine", "euclidean"]
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Ranks = NDArray[np.int64]
 
-BLOCK_BYTES = 64 * 2**20  # of scores held at a time
+BLOCK_BYTES = 64 * 2**20  # of scores held at a time, by all threads
+BLOCK_QUERIES = 128
 PAPER_BATCH = 128  # queries in a batch of the published evaluation
 PAPER_TOP = 100
 RECALL_POINTS = np.arange(11) / 10
@@ -73,20 +75,25 @@ def evaluate_vectors(
     left, right = _prepare_scores(queries, gallery[order], metric)
     names = list_metrics(ks)
     values = np.empty((len(evaluated), len(names)))
-    block = max(1, min(256, BLOCK_BYTES // (4 * len(gallery))))
+    threads = os.cpu_count() or 1
+    block = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (4 * len(gallery) * threads)))
+    starts_of_blocks = range(0, len(evaluated), block)
 
-    def evaluate_query(row: int, scores: Vectors) -> None:
-        query = evaluated[row]
-        ranks = rank_relevant(scores, int(starts[query]), int(ends[query]), order)
-        batch = min(PAPER_BATCH, len(queries) - query // PAPER_BATCH * PAPER_BATCH)
-        values[row] = compute_metrics(ranks, len(gallery), ks, batch)
+    def evaluate_blocks(first: int) -> None:
+        """Evaluates every block that falls to one of the threads."""
+        buffer = np.empty((block, len(gallery)), dtype=np.float32)
+        for start in starts_of_blocks[first::threads]:
+            chosen = evaluated[start : start + block]
+            scores = np.matmul(left[chosen], right, out=buffer[: len(chosen)])
+            for row, query in enumerate(chosen.tolist()):
+                ranks = rank_relevant(scores[row], int(starts[query]), int(ends[query]), order)
+                batch = min(PAPER_BATCH, len(queries) - query // PAPER_BATCH * PAPER_BATCH)
+                values[start + row] = compute_metrics(ranks, len(gallery), ks, batch)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(evaluated), block):
-            rows = range(start, min(start + block, len(evaluated)))
-            scores = left[evaluated[rows.start : rows.stop]] @ right
-            for _ in pool.map(evaluate_query, rows, scores):
-                pass
+    # A thread multiplies and sorts its own blocks: BLAS threads would wait busily between the products.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(evaluate_blocks, range(threads)):
+            pass
     means = values.mean(axis=0)
     return Evaluation(dict(zip(names, map(float, means), strict=True)), len(evaluated), len(queries) - len(evaluated))
 
@@ -101,7 +108,8 @@ def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ra
         positions: (N,) the gallery position of each, by which equal scores are ranked.
     """
     relevant = np.sort(scores[start:end])
-    others = np.sort(np.concatenate((scores[:start], scores[end:])))
+    others = np.concatenate((scores[:start], scores[end:]))
+    others.sort()
     below = np.searchsorted(others, relevant, side="left")[::-1]  # ascending keys are found faster
     relevant = relevant[::-1]
     before = len(others) - below  # irrelevant items with a higher or an equal score

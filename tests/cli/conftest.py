@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from indistill.models.paper import PaperResNet18
 from tests.cli.calls import assert_refused, fill, run_cli, snapshot, succeed
 from tests.cli.files import BAD_IMAGES, list_files, write_digits
 
@@ -15,7 +17,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Returns, by name, what the tests read and never change.
 
     `teacher` is a run of `train`, `run` one of `compress` with its `model`, the student.onnx; `gallery` and `queries`
-    are folders of classes, `loose` one without; `index` is the gallery's; `query` is an image.
+    are folders of classes, `loose` one without; `index` is the gallery's; `query` is an image;
+    `resnet` are weights of paper:resnet18?width=8.
     """
     root = tmp_path_factory.mktemp("workspace")
     made = {name: root / name for name in ("teacher", "run", "index")}
@@ -24,6 +27,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made["queries"] = write_digits(root / "queries", 8, 4)
     made["loose"] = write_digits(root / "loose", 12, 4, classes=False)
     made["query"] = list_files(made["queries"])[0]
+    made["resnet"] = root / "resnet.pt"
+    torch.save(PaperResNet18(width=8).state_dict(), made["resnet"])
     options = "--data digits/train --recipe digits --epochs 5"
     succeed(*fill(f"train --model paper:cnn-a {options} --out {{teacher}}", made))
     succeed(*fill(f"compress --teacher {{teacher}} --student paper:cnn-s {options} --out {{run}}", made))

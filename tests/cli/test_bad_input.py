@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.calls import assert_refused, fill, run_cli, run_process, succeed
+from tests.cli.calls import assert_refused, fill, run_cli, run_process, snapshot, succeed
 from tests.cli.files import (
     BAD_IMAGES,
     CLASSES,
@@ -42,6 +42,8 @@ MISSING_PATHS = {
     "weights of the teacher": COMPRESS.replace("{teacher}", "paper:cnn-a") + " --teacher-weights {none}.pt",
     "weights of the student": COMPRESS + " --student-weights {none}.safetensors",
     "weights of export": "export paper:cnn-s --onnx --data {loose} --out {out} --weights {none}.safetensors",
+    "weights of an evaluated index": "evaluate {index} --queries {queries} --weights {none}.safetensors",
+    "weights of an evaluated ONNX file": EVALUATE + " --weights {none}.safetensors",
     "weights of evaluate": EVALUATE.replace("{model}", "paper:cnn-s") + " --weights {none}.safetensors",
     "teacher": COMPRESS.replace("{teacher}", "{none}"),
     "model file": TRAIN.replace("paper:cnn-s", "{none}.py:build"),
@@ -188,6 +190,12 @@ SPECS = {
     "argument that is a list": ("paper:cnn-s?width=[1,2]", "the value of 'width' is not a word, number or"),
     "classes other than the data's": ("paper:cnn-s?num_classes=3", "gives (3,) for an image, the data has 5 classes"),
     "size other than the data's": ("paper:cnn-s?num_classes=5&image_size=64", "cannot take images of (3, 32, 32)"),
+    "embedding that is not there": (
+        "paper:cnn-s?embedding=fc9",
+        "the model has no node 'fc9'",
+        "conv1, conv1_bn, pool",
+    ),
+    "embedding that a run has not": ("{run}?embedding=fc9", "the model has no node 'fc9'", "conv1, conv1_bn, pool"),
     "function that is no network": ("os:getcwd", "returned str, a torch.nn.Module is needed"),
     "function that is not there": ("os:getcwt", "os has no function 'getcwt'. Did you mean 'getcwd'?"),
 }
@@ -227,17 +235,17 @@ STAGES = {
     "no pair": ("--pair stage1", "'stage1' is not of the form TEACHER_NODE:STUDENT_NODE"),
     "map and vector": ("--pair stage1:embedding", "both must be maps (C, H, W) or both vectors (C)"),
     "teacher narrower": (
-        "--teacher paper:cnn-s --student paper:cnn-a",
+        "--teacher {run} --student paper:cnn-a",
         "stage stage1:stage1: the teacher has 8 channels, fewer than the student's 16",
         "--pair TEACHER:STUDENT",
     ),
     "stages not known": (
-        "--teacher torchvision:resnet18",
-        "the stages of the teacher 'torchvision:resnet18' are not known: name them with --pair",
+        "--student torchvision:resnet18",
+        "the stages of the student 'torchvision:resnet18' are not known: name them with --pair",
         "layer1.0, layer1.1, layer2.0",
     ),
     "no batch norm": (
-        "--teacher paper:resnet18?width=8 --faithful",
+        "--teacher paper:resnet18?width=8 --teacher-weights {resnet} --faithful",
         "a batch norm behind the last convolution of each teacher stage",
     ),
 }
@@ -267,6 +275,24 @@ SETTINGS = {
 def test_settings_that_do_not_validate_are_refused(refuse: Refuse, case: tuple[str, ...]) -> None:
     options, *words = case
     refuse(f"{TRAIN} {options}", *words)
+
+
+SIZES = {
+    "export": "export {run} --onnx --out {out} --data {loose} --recipe default",
+    "evaluate": EVALUATE.replace("{model}", "{run}") + " --recipe default",
+}
+
+
+@pytest.mark.parametrize("line", SIZES.values(), ids=SIZES)
+def test_a_recipe_of_another_image_size_than_the_networks_is_refused(refuse: Refuse, line: str) -> None:
+    refuse(line, "cannot take images of", "224")
+
+
+@pytest.mark.parametrize("options", ["--seed 99999999999999999999", "--set data.crop=1e-9"])
+def test_a_number_out_of_all_bounds_is_no_failure_of_ours(places: Places, options: str) -> None:
+    result = run_cli(*fill(f"{TRAIN} {options}", places))
+    assert result.code == 2, result.err
+    assert not places["out"].exists()
 
 
 RECIPES = {"not UTF-8": b"\xff\xfe\x00", "not YAML": b"data: [1\nloss: }\n", "a list": b"- data\n", "empty": b""}
@@ -475,6 +501,7 @@ OUTPUTS = {
     "export": ("export {copied_run} --onnx", "run"),
     "export --out": ("export {run} --onnx --out {copied_run}/student.onnx", "run"),
     "index build": (BUILD.replace("{out}", "{copied_index}"), "index"),
+    "demo": ("demo --out {copied_run}", "run"),
     "search --html": ("search {index} {query} --html {copied_run}/report.html", "run"),
 }
 
@@ -485,16 +512,37 @@ def test_an_output_that_exists_is_kept_without_overwrite(refuse: Refuse, copy: C
     refuse(line, f"{{copied_{name}}}", "exists; choose another --", "or replace it with --overwrite")
 
 
-@pytest.mark.parametrize("line", [TRAIN, COMPRESS, BUILD], ids=["train", "compress", "index build"])
-def test_a_folder_of_the_users_own_is_kept_even_with_overwrite(places: Places, refuse: Refuse, line: str) -> None:
+@pytest.mark.parametrize("name", ["thesis.txt", "config.yaml"])
+@pytest.mark.parametrize(
+    "line", [TRAIN, COMPRESS, BUILD, "demo --out {out}"], ids=["train", "compress", "index build", "demo"]
+)
+def test_a_folder_of_the_users_own_is_kept_even_with_overwrite(
+    places: Places, refuse: Refuse, line: str, name: str
+) -> None:
     places["out"].mkdir()
-    write_note(places["out"] / "thesis.txt")
+    (places["out"] / name).write_text("title: my thesis\n", encoding="utf-8")
     refuse(line + " --overwrite", "{out} exists and ", "choose another --out")
+
+
+LINKED_OUTPUTS = {"train": (TRAIN, "teacher"), "index build": (BUILD, "index")}
+
+
+@pytest.mark.parametrize(("line", "name"), LINKED_OUTPUTS.values(), ids=LINKED_OUTPUTS)
+def test_a_link_as_output_is_replaced_or_refused_but_not_half_done(
+    places: Places, copy: Copy, line: str, name: str
+) -> None:
+    places["out"].symlink_to(copy(name))
+    before = snapshot(places["here"])
+    result = run_cli(*fill(line + " --overwrite", places))
+    assert result.code in (0, 2), result.err
+    assert not [path.name for path in places["here"].iterdir() if path.name.startswith(".")]
+    if result.code == 2:
+        assert snapshot(places["here"]) == before
 
 
 FAILURES = {
     "train": (TRAIN.replace("{out}", "{copied_teacher}").replace("{gallery}", "{bad}"), "teacher"),
-    "compress": (COMPRESS.replace("{out}", "{copied_run}").replace("{teacher}", "paper:cnn-s?image_size=64"), "run"),
+    "compress": (COMPRESS.replace("{out}", "{copied_run}").replace("{loose}", "{bad}"), "run"),
     "export": ("export {copied_run} --onnx --data {bad}", "run"),
     "index build": (BUILD.replace("{out}", "{copied_index}").replace("{gallery}", "{bad}"), "index"),
 }

@@ -112,8 +112,17 @@ def test_a_run_names_its_teacher_so_that_it_is_found_from_any_folder(
     monkeypatch.chdir(places["teacher"].parent)
     succeed(*fill(f"{COMPRESS} --teacher teacher", places))
     teacher = read_config(places["out"])["teacher"]
-    assert Path(teacher["source"]) == places["teacher"]
-    assert Path(teacher["weights"]) == places["teacher"] / "model.safetensors"
+    assert Path(teacher["source"]).is_absolute()
+    assert places["teacher"].samefile(teacher["source"])
+    assert (places["teacher"] / "model.safetensors").samefile(teacher["weights"])
+
+
+def test_a_run_is_exported_from_any_folder(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(places["loose"].parent)
+    succeed(*fill(COMPRESS_RUN.replace("{loose}", "loose"), places))
+    monkeypatch.chdir(places["here"])
+    succeed("export", "out", "--onnx")
+    assert (places["out"] / "student.onnx").is_file()
 
 
 def test_faithful_sets_the_side_effects_of_the_published_code(places: Places) -> None:
@@ -135,7 +144,8 @@ def test_without_warm_up_the_embedding_alone_is_distilled(places: Places) -> Non
 def test_named_pairs_distil_a_teacher_whose_stages_are_not_known(places: Places) -> None:
     pairs = ["layer1:stage1", "layer2:stage2"]
     options = " ".join(f"--pair {pair}" for pair in pairs)
-    succeed(*fill(f"{COMPRESS} --teacher torchvision:resnet18 {options}", places))
+    result = succeed(*fill(f"{COMPRESS} --teacher torchvision:resnet18 {options}", places))
+    assert "warning: the teacher 'torchvision:resnet18' has random weights" in result.err
     config = read_config(places["out"])
     assert config["pairs"] == pairs
     assert [phase["stage"] for phase in config["schedule"]] == [1, 2, 0, 0]
@@ -161,24 +171,16 @@ def test_the_same_seed_gives_the_same_student_byte_for_byte_and_another_one_does
     assert distil("other", 4, run_cli) != first
 
 
-WEIGHTS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
-    "a state dict": lambda weights: weights,
-    "a checkpoint of a parallel network": lambda weights: {
-        "epoch": 3,
-        "state_dict": {f"module.{name}": value for name, value in weights.items()},
-    },
-}
-
-
-@pytest.mark.parametrize("pack", WEIGHTS.values(), ids=WEIGHTS)
-def test_a_teacher_by_spec_and_weights_teaches_as_its_run_does(
-    places: Places, pack: Callable[[dict[str, torch.Tensor]], object]
-) -> None:
-    torch.save(pack(load_file(places["teacher"] / "model.safetensors")), places["here"] / "teacher.pt")
+def test_a_teacher_by_spec_and_weights_teaches_as_its_run_does(places: Places) -> None:
+    weights = load_file(places["teacher"] / "model.safetensors")
+    parallel = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in weights.items()}}
+    torch.save(weights, places["here"] / "plain.pt")
+    torch.save(parallel, places["here"] / "parallel.pth")
     succeed(*fill(COMPRESS_RUN, places))
-    by_weights = "--teacher paper:cnn-a --teacher-weights {here}/teacher.pt --out {here}/again"
-    succeed(*fill(f"{COMPRESS} {by_weights}", places))
-    assert read_student(places["here"] / "again") == read_student(places["out"])
+    for name in ("plain.pt", "parallel.pth"):
+        options = f"--teacher paper:cnn-a --teacher-weights {{here}}/{name} --out {{here}}/by-{name}"
+        succeed(*fill(f"{COMPRESS} {options}", places))
+        assert read_student(places["here"] / f"by-{name}") == read_student(places["out"])
 
 
 def test_settings_are_recorded_and_go_before_the_options(places: Places) -> None:
@@ -253,6 +255,16 @@ def test_export_describes_the_file_as_json(places: Places) -> None:
     assert described["verification"]["min_cosine"] >= 0.99999
     assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
     assert result.err == ""
+
+
+def test_a_setting_of_export_changes_the_runs_own_preprocessing(places: Places) -> None:
+    result = succeed("export", places["run"], "--onnx", "--out", places["out"], "--set", "data.crop=0.5", "--json")
+    own = read_config(places["run"])["recipe"]["data"]
+    described = json.loads(result.out)["preprocessing"]
+    assert described["crop"] == 0.5
+    assert {name: described[name] for name in ("image_size", "mean", "std")} == {
+        name: own[name] for name in ("image_size", "mean", "std")
+    }
 
 
 def test_bench_prints_its_figures_as_json(workspace: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ WITHOUT_TORCH = {
     "evaluate INDEX": "evaluate {index} --queries {queries}",
     "evaluate an ONNX file": "evaluate --model {model} --gallery {gallery} --queries {queries}",
 }
-HELP_PAGES = ["--help", "--version", "search --help", "compress --help", "index build --help"]
+HELP_PAGES = ["--help", "compress --help", "index build --help"]
 
 
 def run_and_list_imports(line: str, places: Places) -> tuple[Result, set[str]]:

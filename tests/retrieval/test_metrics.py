@@ -185,5 +185,5 @@ def test_sets_without_a_common_class_are_an_error() -> None:
 def test_blocks_of_queries_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, gallery_labels, queries, query_labels = make_case(7, levels=2)
     whole = evaluate_vectors(gallery, gallery_labels, queries, query_labels, "euclidean", KS)
-    monkeypatch.setattr("indistill.retrieval.metrics.BLOCK_BYTES", 4 * len(gallery) * 3)
+    monkeypatch.setattr("indistill.retrieval.metrics.BLOCK_QUERIES", 3)
     assert evaluate_vectors(gallery, gallery_labels, queries, query_labels, "euclidean", KS) == whole
