@@ -2,13 +2,13 @@
 
     python -m benchmarks.exact_map --json exact_map.json
 
-10,000 queries of 10 classes against a gallery of 50,000 unit vectors, 64 dimensions. The reference asks scikit-learn's
-NearestNeighbors for the whole gallery in order, 128 queries at a time, and takes average precision and the 11 recall
-points of the published evaluation from cumulative sums, query by query. It is measured twice: with NearestNeighbors as
-it comes (Euclidean, which ranks unit vectors as the cosine does), and with the fastest setting found (brute force by
-the cosine). It is measured on the first queries alone (--reference-queries) and scaled linearly to all of them; ours, which
-gives more metrics than these two, is measured on all. Processor time is that of all threads of the process. All must
-give the same metrics on the reference's queries.
+10,000 queries of 10 classes against a gallery of 50,000 unit vectors, 64 dimensions. The reference asks scikit-
+learn's NearestNeighbors for the whole gallery in order, 128 queries at a time, and takes average precision and the 11
+recall points of the published evaluation from cumulative sums, query by query. It is measured twice: with
+NearestNeighbors as it comes (Euclidean, which ranks unit vectors as the cosine does), and with the fastest setting
+found (brute force by the cosine). It is measured on the first queries alone (--reference-queries) and scaled linearly
+to all of them; ours, which gives more metrics than these two, is measured on all. Processor time is that of all
+threads of the process. All must give the same metrics on the reference's queries.
 """
 
 import argparse
