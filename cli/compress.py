@@ -67,13 +67,13 @@ def compress(
     """Distil a teacher into a light student by InDistill. Labels are not used."""
     import torch
 
-    from indistill.cli.inputs import read_pixels, read_recipe, warn_of_teacher
+    from indistill.cli.inputs import check_source_is_kept, read_pixels, read_recipe, warn_of_teacher
     from indistill.cli.output import print_run
     from indistill.compress import pair_stages, run_compress
     from indistill.config import FAITHFUL
-    from indistill.data.sets import open_images
+    from indistill.data.sets import locate_data, open_images
     from indistill.models.loading import check_trainable, load_network
-    from indistill.runs import check_output_folder
+    from indistill.runs import check_run_output
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
 
@@ -81,14 +81,17 @@ def compress(
     if warm_up is not None:
         extra["curriculum.warm_up"] = warm_up
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
-    check_output_folder(out, overwrite=overwrite, marker="config.yaml")
-    run_settings = RunSettings(out, data, epochs, seed, choose_device(device), overwrite)
+    check_run_output(out, overwrite=overwrite)
+    check_source_is_kept(teacher, out)
+    check_source_is_kept(student, out)
+    run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
     images = open_images(data, root=data_root, download=download)
     arguments = {"image_size": chosen.data.image_size}
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
-    warn_of_teacher(loaded_teacher, chosen.preprocessing)
     torch.manual_seed(seed)
     loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
     check_trainable(loaded_student, "student")
     pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.curriculum.warm_up)
-    print_run(run_compress(pairing, read_pixels(images, chosen.preprocessing), chosen, run_settings))
+    pixels = read_pixels(images, chosen.preprocessing)
+    warn_of_teacher(loaded_teacher, chosen.preprocessing)
+    print_run(run_compress(pairing, pixels, chosen, run_settings))

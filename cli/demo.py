@@ -15,13 +15,12 @@ def demo(
 ) -> None:
     """Walk the whole way on scikit-learn's digits, in about two minutes, and write a page to look at."""
     from indistill.cli.output import print_table
-    from indistill.cli.walk import HEADER, clear_output, walk_digits
-    from indistill.runs import check_output_folder
+    from indistill.cli.stdout import emit
+    from indistill.cli.walk import HEADER, prepare_output, walk_digits
 
-    check_output_folder(out, overwrite=overwrite, marker="report.html")
-    clear_output(out)
+    prepare_output(out, overwrite=overwrite)
     result = walk_digits(out, seed, lambda line: typer.echo(line, err=True))
     print_table(HEADER, result.rows)
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(str(result.page))
+    emit(str(result.page))

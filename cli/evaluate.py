@@ -35,6 +35,10 @@ def evaluate(
 
     if (index is None) == (model is None) or (model is None) != (gallery is None):
         raise InputError("name either an INDEX, or --model with --gallery")
+    unused = {"--weights": weights, "--recipe": recipe, "--set": settings}
+    given = [f"{option} {value}" for option, value in unused.items() if value]
+    if given and (index is not None or str(model).endswith(".onnx")):
+        raise InputError(f"an index or an .onnx file is its own model and preprocessing: leave {', '.join(given)} out")
     query_set = open_images(queries, root=data_root, download=download)
     require_labels(query_set, "evaluate")
     if index is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from indistill.cli.stdout import emit
 from indistill.errors import ExistsError, InputError
 from indistill.retrieval.search import SearchResults
 
@@ -22,12 +23,12 @@ def print_hits(results: SearchResults, *, as_json: bool) -> None:
             }
             for query, hits in results.queries
         ]
-        typer.echo(json.dumps({"queries": queries}, ensure_ascii=False, indent=2))
+        emit(json.dumps({"queries": queries}, ensure_ascii=False, indent=2))
         return
     for query, hits in results.queries:
-        typer.echo(f"{query}")
+        emit(f"{query}")
         for hit in hits:
-            typer.echo(f"{hit.rank:>5}  {hit.score:.4f}  {hit.id:>8}  {hit.label or '-'}  {hit.path}")
+            emit(f"{hit.rank:>5}  {hit.score:.4f}  {hit.id:>8}  {hit.label or '-'}  {hit.path}")
 
 
 def write_sheet(results: SearchResults, path: Path, *, overwrite: bool) -> None:
@@ -43,7 +44,7 @@ def write_sheet(results: SearchResults, path: Path, *, overwrite: bool) -> None:
         raise ExistsError(f"{path} exists; choose another --html, or replace it with --overwrite")
     page = render_sheet([SheetRow(query, hits) for query, hits in results.queries], results.root)
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     typer.echo(f"wrote {path}", err=True)

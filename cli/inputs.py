@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from indistill.config import Recipe, load_recipe, parse_overrides
+from indistill.config import Recipe, load_recipe, parse_overrides, validate_recipe
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, open_images, sample_images
-from indistill.errors import InputError
+from indistill.errors import ExistsError, InputError
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
 from indistill.runs import Run, read_environment, read_run
@@ -48,14 +48,17 @@ def load_described(
     """
     from indistill.export.onnx import Provenance
     from indistill.models.loading import load_network
+    from indistill.stages import check_image_size
 
-    folder = Path(model)
+    folder = Path(model.partition("?")[0])
     run = read_run(folder) if (folder / "config.yaml").is_file() else None
-    if run is not None and recipe is None and not items:
-        preprocessing = run.preprocessing
+    if run is not None and recipe is None:
+        overrides = parse_overrides(items or [])
+        preprocessing = validate_recipe(str(folder), run.config["recipe"], overrides).preprocessing
     else:
         preprocessing = read_recipe(recipe or "default", items).preprocessing
     network = load_network(model, weights=weights, arguments={"image_size": preprocessing.image_size})
+    check_image_size(network.module, network.embedding, preprocessing.image_size, "model")
     if run is None:
         return DescribedNetwork(network, preprocessing, None, None, Provenance())
     provenance = Provenance(run.config.get("teacher", {}).get("spec", ""), read_environment(run)["data_fingerprint"])
@@ -117,6 +120,13 @@ def report_skipped(skipped: list[tuple[str, str]], limit: int = 5) -> None:
         console.print(f"  {name}: {reason}", markup=False)
     if len(skipped) > limit:
         console.print(f"  and {len(skipped) - limit} more", markup=False)
+
+
+def check_source_is_kept(model: str, out: Path) -> None:
+    """Raises ExistsError if a model is a run that the output would replace."""
+    folder = Path(model.partition("?")[0])
+    if folder.exists() and folder.resolve() == out.resolve():
+        raise ExistsError(f"{out} is the run of the model '{model}' itself; choose another --out")
 
 
 def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:

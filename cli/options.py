@@ -14,9 +14,14 @@ RecipeOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")]
 EpochsOption = Annotated[
-    int | None, typer.Option("--epochs", min=1, help="Scale the whole schedule to this many epochs, in proportion.")
+    int | None,
+    typer.Option(
+        "--epochs", min=1, help="Scale the schedule to this total in proportion; each stage keeps one at least."
+    ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of initial weights, order and augmentation.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of initial weights, order and augmentation.")
+]
 ImageSizeOption = Annotated[
     int | None, typer.Option("--image-size", min=1, help="Side of the network's input in pixels.")
 ]

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from indistill.cli.stdout import emit
 from indistill.hashing import hash_file
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ WIDE = 10_000
 
 def print_run(folder: Path) -> None:
     """Prints the run folder, and on standard error what may be done with it."""
-    typer.echo(str(folder))
+    emit(str(folder))
     typer.echo(f"Next: indistill export {folder} --onnx", err=True)
 
 
@@ -44,8 +45,8 @@ def print_export(file: Path, artefact: "Artefact", *, as_json: bool) -> None:
         )
         return
     figures = artefact.verification
-    typer.echo(f"{file}  {size / 1e6:.2f} MB  {artefact.precision}  {artefact.embedding_dim} dimensions")
-    typer.echo(
+    emit(f"{file}  {size / 1e6:.2f} MB  {artefact.precision}  {artefact.embedding_dim} dimensions")
+    emit(
         f"agrees with PyTorch: largest difference {figures['max_difference']:.1e}, "
         f"smallest cosine {figures['min_cosine']:.6f}"
     )
@@ -57,12 +58,12 @@ def print_index(folder: Path, manifest: "Manifest", *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(manifest))
         return
-    typer.echo(
+    emit(
         f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}, "
         f"generation {manifest.generation}, {manifest.skipped} skipped"
     )
-    typer.echo(f"gallery {manifest.root}")
-    typer.echo(f"model   SHA-256 {manifest.model_sha256}")
+    emit(f"gallery {manifest.root}")
+    emit(f"model   SHA-256 {manifest.model_sha256}")
 
 
 def print_evaluation(evaluations: "dict[Metric, Evaluation]", *, as_json: bool) -> None:
@@ -110,7 +111,7 @@ def _format_bench(result: dict[str, Any]) -> list[str]:
 
 def print_json(data: object) -> None:
     """Prints JSON, text as it is and not escaped."""
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    emit(json.dumps(data, ensure_ascii=False, indent=2))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -120,7 +121,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=WIDE)
-    console.print(table)
+        console = Console(highlight=False, markup=False, emoji=False, width=WIDE)
+    with console.capture() as captured:
+        console.print(table)
+    emit(captured.get().rstrip())

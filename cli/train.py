@@ -42,17 +42,18 @@ def train(
     """Train a network on labelled images: a teacher, an auxiliary or a baseline."""
     import torch
 
-    from indistill.cli.inputs import read_pixels, read_recipe
+    from indistill.cli.inputs import check_source_is_kept, read_pixels, read_recipe
     from indistill.cli.output import print_run
-    from indistill.data.sets import open_images, require_labels
+    from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.models.loading import check_trainable, load_network
-    from indistill.runs import check_output_folder
+    from indistill.runs import check_run_output
     from indistill.settings import RunSettings, choose_device
     from indistill.supervise import run_supervised
 
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
-    check_output_folder(out, overwrite=overwrite, marker="config.yaml")
-    run_settings = RunSettings(out, data, epochs, seed, choose_device(device), overwrite)
+    check_run_output(out, overwrite=overwrite)
+    check_source_is_kept(model, out)
+    run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
     images = open_images(data, root=data_root, download=download)
     require_labels(images, "train")
     torch.manual_seed(seed)

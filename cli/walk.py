@@ -15,6 +15,7 @@ from indistill.config import Recipe, load_recipe
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, open_folder, open_images
 from indistill.embedding import embed_pixels
+from indistill.errors import ExistsError
 from indistill.export.bench import Engine, Protocol, run_bench
 from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
@@ -24,12 +25,13 @@ from indistill.retrieval.build import build_index
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import STYLE, SheetRow, render_rows
-from indistill.runs import read_metrics, read_run, write_text
+from indistill.runs import check_no_file_above, read_metrics, read_run, write_text
 from indistill.settings import RunSettings
 from indistill.supervise import run_supervised
 
 TEACHER, STUDENT = "paper:resnet18?width=16", "paper:cnn-s"
 TEACHER_EPOCHS = 12
+OUTPUTS = {"teacher", "supervised", "student", "gallery", "queries", "index", "report.html"}
 QUERIES_SHOWN, HITS_SHOWN = 10, 8
 HEADER = ("", "mAP %", "R@1 %", "parameters", "file MB", "latency ms")
 
@@ -183,6 +185,18 @@ def _render(rows: list[list[str]], runs: dict[str, Path], index: Path, queries: 
     )
 
 
-def clear_output(out: Path) -> None:
-    """Removes an older demo."""
-    shutil.rmtree(out, ignore_errors=True)
+def prepare_output(out: Path, *, overwrite: bool) -> None:
+    """Removes an older demo.
+
+    Raises:
+        ExistsError: there is one and it may not be replaced, or the folder holds something else.
+    """
+    check_no_file_above(out)
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    if found - OUTPUTS:
+        raise ExistsError(f"{out} exists and holds other files than a demo's; choose another --out")
+    if found and not overwrite:
+        raise ExistsError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    for name in found:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

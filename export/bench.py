@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from indistill import __version__
-from indistill.errors import IndistillError
+from indistill.errors import IndistillError, InputError
 from indistill.preprocess import PixelArray, Preprocessing
 
 SCHEMA_VERSION = 1
@@ -109,6 +109,9 @@ class _Worker:
                 f"the {self.engine.kind} process of {self.engine.source} ended: {words[-1] if words else 'killed'}"
             )
         answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind = InputError if answer["exit_code"] == InputError.exit_code else IndistillError
+            raise kind(answer["error"])
         return answer
 
     def close(self) -> None:

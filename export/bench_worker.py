@@ -53,6 +53,8 @@ def main() -> None:
     """Answers orders until standard input ends."""
     import numpy as np
 
+    from indistill.errors import IndistillError
+
     answers = sys.stdout
     sys.stdout = sys.stderr  # what libraries print must not end up among the answers
 
@@ -62,7 +64,11 @@ def main() -> None:
 
     order = json.loads(sys.stdin.readline())
     pixels = np.load(order["pixels"])
-    embed, facts = load_engine(order)
+    try:
+        embed, facts = load_engine(order)
+    except IndistillError as error:
+        answer({"error": str(error), "exit_code": error.exit_code})
+        return
     embed(pixels[:1])
     answer(facts | {"first_result_s": time.perf_counter() - STARTED})
     for line in sys.stdin:

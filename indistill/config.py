@@ -1,5 +1,6 @@
 """Configuration: validated, frozen, one level of sections. It stops at the commands; no class below them sees it."""
 
+import copy
 import re
 from importlib import resources
 from pathlib import Path
@@ -39,7 +40,7 @@ class DataSection(Section):
     """How images become the network's input, and how training varies them."""
 
     image_size: int = Field(32, ge=1, le=4096)
-    crop: float = Field(1.0, gt=0, le=1)
+    crop: float = Field(1.0, ge=0.05, le=1)
     mean: Triple = (0.485, 0.456, 0.406)  # ImageNet's, the convention where nothing else is known
     std: Triple = (0.229, 0.224, 0.225)
     flip: bool = True
@@ -138,8 +139,13 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     Raises:
         ConfigError: no such recipe, or values that do not validate; all problems in one message.
     """
-    data = _read_recipe(name)
-    problems = _apply_overrides(data, overrides or {})
+    return validate_recipe(name, _read_recipe(name), overrides or {})
+
+
+def validate_recipe(name: str, data: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
+    """Returns the recipe of plain data, with overrides applied; see `load_recipe`."""
+    data = copy.deepcopy(data)
+    problems = _apply_overrides(data, overrides)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -169,7 +175,10 @@ def _read_recipe(name: str) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"recipe '{name}': there is no such file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe '{name}' cannot be read ({error})") from error
     elif name in list_recipes():
         text = resources.files("indistill.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:

@@ -7,10 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indistill.curriculum import Phase
-from indistill.errors import ModelError
 from indistill.losses.pkt import compute_pkt_loss
 from indistill.pruning import align_sizes, check_widths, measure_importance, select_channels
-from indistill.stages import Embedder, StagePair, Tap, find_producer, freeze, use_batch_statistics
+from indistill.stages import (
+    Embedder,
+    StagePair,
+    Tap,
+    check_image_size,
+    find_producer,
+    freeze,
+    use_batch_statistics,
+)
 from indistill.training import Step
 
 
@@ -96,14 +103,8 @@ def check_distillation(distillation: Distillation, example: Tensor, *, batch_sta
         ModelError: a network cannot take images of this size.
         StageError: a pair cannot be trained.
     """
-    for role, network, node in (
-        ("teacher", distillation.teacher, distillation.teacher_embedding),
-        ("student", distillation.student, distillation.student_embedding),
-    ):
-        try:
-            freeze(Embedder(network, node))(example)
-        except RuntimeError as error:
-            size = "x".join(str(side) for side in example.shape[2:])
-            raise ModelError(f"the {role} cannot take images of {size} pixels: {str(error).splitlines()[0]}") from error
+    side = example.shape[-1]
+    check_image_size(distillation.teacher, distillation.teacher_embedding, side, "teacher")
+    check_image_size(distillation.student, distillation.student_embedding, side, "student")
     for pair in distillation.pairs:
         StageStep(distillation, pair, example, batch_statistics=batch_statistics)

@@ -15,6 +15,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 ImageSource = Path | str | bytes | Image.Image
 
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged metadata in images that are read
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
@@ -44,6 +45,8 @@ def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Ima
             if image.width * image.height > max_pixels:
                 raise DataError(f"{image.width}x{image.height} pixels, more than the limit of {max_pixels:,}")
             return _convert_to_rgb(image)
+    except IsADirectoryError as error:
+        raise DataError("is a folder, not an image") from error
     except FileNotFoundError as error:
         raise DataError("no such file") from error
     except UnidentifiedImageError as error:

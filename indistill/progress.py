@@ -12,7 +12,7 @@ LINE_EVERY_S = 10.0
 
 def make_console() -> Console:
     """Returns a console that writes to standard error as it is now."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager

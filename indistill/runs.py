@@ -10,7 +10,6 @@ report.html         curves and figures
 import hashlib
 import json
 import platform
-import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,6 +25,13 @@ from indistill.preprocess import Preprocessing
 
 Command = Literal["train", "compress"]
 WEIGHTS_NAMES: dict[Command, str] = {"train": "model.safetensors", "compress": "student.safetensors"}
+RUN_FILES = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "report.html",
+    *(name for weights in WEIGHTS_NAMES.values() for name in (weights, weights.replace("safetensors", "onnx"))),
+)
 PACKAGES = ("indistill", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime", "faiss-cpu", "pillow")
 
 
@@ -56,35 +62,47 @@ class Run:
 
 
 def create_run(folder: Path, config: dict[str, Any], environment: dict[str, Any], *, overwrite: bool) -> None:
-    """Creates a run folder with its config.yaml and environment.json.
+    """Creates a run folder with its config.yaml and environment.json. Of an older run only its own files are removed.
 
     Raises:
-        ExistsError: see `check_output_folder`.
+        ExistsError: see `check_run_output`.
+        InputError: the folder cannot be written to.
     """
-    check_output_folder(folder, overwrite=overwrite, marker="config.yaml")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    check_run_output(folder, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
-def check_output_folder(folder: Path, *, overwrite: bool, marker: str) -> None:
-    """Raises ExistsError if a folder would be overwritten without being told to, or is not ours to overwrite.
-
-    Args:
-        folder: the output.
-        overwrite: whether an older output may be replaced.
-        marker: a file that every such output holds.
-    """
-    if folder.is_file():
-        raise ExistsError(f"{folder} is a file; choose another --out")
+def check_run_output(folder: Path, *, overwrite: bool) -> None:
+    """Raises ExistsError if a run would be overwritten without being told to, or if the folder is something else."""
+    check_no_file_above(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not (folder / marker).is_file():
-        raise ExistsError(f"{folder} exists and was not written by this command (no {marker}); choose another --out")
+    if not _is_run(folder):
+        raise ExistsError(f"{folder} exists and is not a run; choose another --out")
     if not overwrite:
         raise ExistsError(f"{folder} exists; choose another --out, or replace it with --overwrite")
+
+
+def check_no_file_above(folder: Path) -> None:
+    """Raises ExistsError if a folder cannot be made because it, or a folder above it, is a file."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise ExistsError(f"{folder} cannot be made a folder, as {path} is a file; choose another --out")
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(config, dict) and config.get("command") in WEIGHTS_NAMES and "network" in config
 
 
 def read_run(folder: Path) -> Run:
@@ -98,8 +116,9 @@ def read_run(folder: Path) -> Run:
         weights = folder / WEIGHTS_NAMES[config["command"]]
         run = Run(folder, config, weights)
         _ = (run.network["spec"], run.preprocessing)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({error})") from error
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, InputError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from error
     if not weights.is_file():
         raise ModelError(f"{folder} is not complete: it has no {weights.name}; its training was cut off or goes on")
     return run
@@ -113,8 +132,10 @@ def read_environment(run: Run) -> dict[str, Any]:
     """
     try:
         environment: dict[str, Any] = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{run.folder}/environment.json cannot be read ({error})") from error
+        _ = environment["data_fingerprint"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{run.folder}/environment.json is damaged ({reason})") from error
     return environment
 
 

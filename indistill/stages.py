@@ -4,11 +4,12 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from indistill.errors import StageError, suggest_nearest
+from indistill.errors import ModelError, StageError, suggest_nearest
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,17 @@ def check_node(network: nn.Module, node: str, role: str) -> None:
         return
     listed = ", ".join(summarise_nodes(nodes))
     raise StageError(f"the {role} has no node '{node}'.{suggest_nearest(node, nodes)} It has: {listed}")
+
+
+def check_image_size(network: nn.Module, node: str, side: int, role: str) -> None:
+    """Raises ModelError unless a network gives an embedding for square images of this side."""
+    example = torch.zeros(2, 3, side, side, device=next(network.parameters(), torch.zeros(0)).device)
+    try:
+        with torch.no_grad():
+            freeze(Embedder(network, node))(example)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the {role} cannot take images of {side}x{side} pixels: {reason}") from error
 
 
 def summarise_nodes(nodes: Sequence[str], limit: int = 40) -> list[str]:

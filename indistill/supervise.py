@@ -69,5 +69,5 @@ def _check_logits(network: Network, module: nn.Module, example: Tensor, classes:
         found = tuple(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
             f"model '{network.spec}' gives {found} for an image, the data has {classes} classes: "
-            f"set the number in the spec, as in '{network.spec}?num_classes={classes}'"
+            f"set the number in the spec, as in '{network.spec.partition('?')[0]}?num_classes={classes}'"
         )

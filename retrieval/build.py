@@ -22,6 +22,7 @@ from indistill.retrieval.index import CATALOGUE, CURRENT, MANIFEST, MODEL, SKIPP
 
 FACTORY = "IDMap2,Flat"
 FIRST_GENERATION = 1
+INDEX_FILES = {CURRENT, MODEL, SKIPPED, "generations"}
 
 
 def build_index(
@@ -46,6 +47,7 @@ def build_index(
         ExistsError: the folder exists.
         InputError: the place cannot be written to.
     """
+    out = out.resolve()  # an index behind a link is replaced, not the link
     check_index_output(out, overwrite=overwrite)
     embedded = embed_files(gallery.folder, gallery.names, session, on_progress)
     if not embedded.files:
@@ -80,8 +82,8 @@ def check_index_output(out: Path, *, overwrite: bool) -> None:
     """Raises ExistsError if an index would be overwritten without being told to, or if `out` is something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / CURRENT).is_file():
-        raise ExistsError(f"{out} exists and is not an index; choose another --out")
+    if not (out / CURRENT).is_file() or {path.name for path in out.iterdir()} - INDEX_FILES:
+        raise ExistsError(f"{out} exists and is not an index, or holds other files too; choose another --out")
     if not overwrite:
         raise ExistsError(f"the index {out} exists; choose another --out, or replace it with --overwrite")
 

@@ -90,6 +90,9 @@ def _read_ahead(
 
     def read(name: str) -> tuple[ImageFile, PixelArray] | SkippedFile:
         path = folder / name
+        printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        if printable != name:
+            return SkippedFile(printable, "its name is not UTF-8")
         try:
             content, status = path.read_bytes(), path.stat()
             pixels = preprocessing.resize(decode_image(content))

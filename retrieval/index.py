@@ -75,6 +75,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     try:
         name = (folder / CURRENT).read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise IndexFolderError(
+            f"the index {folder} is damaged: its {CURRENT} cannot be read; build it again"
+        ) from error
     except OSError as error:
         raise IndexFolderError(
             f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from indistill.data.pixels import Pixels
+from indistill.errors import DataError
 from indistill.preprocess import Preprocessing
 
 
@@ -24,6 +25,9 @@ class Batches:
         crop_padding: pixels on each side; 0 for no cropping.
         seed: of the order and the augmentation.
         device: where the pixels lie and the batches are made.
+
+    Raises:
+        DataError: there are fewer than two images.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class Batches:
         seed: int,
         device: torch.device,
     ) -> None:
+        if len(pixels) < 2:
+            raise DataError(f"data '{pixels.name}': training needs two images at least, {len(pixels)} can be read")
         self.batch_size, self.flip = batch_size, flip
         self.count, self.offsets = len(pixels), 2 * crop_padding + 1
         self.generator = torch.Generator().manual_seed(seed)

@@ -28,6 +28,7 @@ class Pixels:
     """The readable images of a set.
 
     Attributes:
+        name: the data spec.
         images: (N, S, S, 3) uint8.
         labels: (N,) int64, -1 where there is none.
         names: of each image.
@@ -35,6 +36,7 @@ class Pixels:
         skipped: what could not be read; none of it is counted in N.
     """
 
+    name: str
     images: PixelArray
     labels: NDArray[np.int64]
     names: tuple[str, ...]
@@ -84,6 +86,7 @@ def load_pixels(
             f"data '{images.name}': none of {count} images can be read; {images.names[first]}: {reasons[first]}"
         )
     return Pixels(
+        images.name,
         array if len(kept) == count else array[kept],
         images.labels[kept],
         tuple(images.names[p] for p in kept),

@@ -99,6 +99,11 @@ class SampledSet:
         return self.images.read(self.positions[position])
 
 
+def locate_data(spec: str) -> str:
+    """Returns a data spec that means the same from any folder."""
+    return str(Path(spec).resolve()) if Path(spec).exists() else spec
+
+
 def sample_images(images: ImageSet, count: int) -> SampledSet:
     """Returns `count` images spread evenly over a set, or all of them where there are fewer."""
     total = len(images.names)

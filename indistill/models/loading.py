@@ -10,7 +10,7 @@ from torch import nn
 from indistill.errors import ModelError
 from indistill.hashing import hash_file
 from indistill.models.paper import PAPER_STAGES
-from indistill.models.specs import Argument, build_network, parse_model_spec
+from indistill.models.specs import Argument, build_network, make_absolute, parse_model_spec
 from indistill.models.weights import load_weights
 from indistill.runs import read_run
 from indistill.stages import check_node, find_embedding_node
@@ -44,9 +44,9 @@ class Network:
 
     def describe_source(self) -> dict[str, Any]:
         """Returns what a run writes down to load the network again with the same weights."""
-        described = self.describe() | {"source": self.source, "parameters": self.count_parameters()}
+        described = self.describe() | {"source": make_absolute(self.source), "parameters": self.count_parameters()}
         if self.weights is not None:
-            described |= {"weights": str(self.weights), "weights_sha256": hash_file(self.weights)}
+            described |= {"weights": str(self.weights.resolve()), "weights_sha256": hash_file(self.weights)}
         return described
 
     def count_parameters(self) -> int:
@@ -77,6 +77,7 @@ def load_network(
             str(described["spec"]), weights=weights or run.weights, arguments=described["arguments"], role=role
         )
         embedding = str(spec.arguments.get("embedding", described["embedding"]))
+        check_node(inner.module, embedding, role)
         return Network(inner.module, text, inner.weights, inner.spec, inner.arguments, embedding, inner.stages)
     module = build_network(spec, arguments)
     if weights is not None:

@@ -91,11 +91,19 @@ def build_network(spec: ModelSpec, defaults: Mapping[str, Argument] | None = Non
             arguments.setdefault(name, value)
     try:
         network = factory(**arguments)
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
-        raise ModelError(f"model '{spec.text}' could not be built with {arguments}: {_first_line(error)}") from error
+    except Exception as error:  # a factory may raise anything
+        raise ModelError(f"model '{spec.text}' could not be built with {arguments}: {_describe(error)}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"model '{spec.text}' returned {type(network).__name__}, a torch.nn.Module is needed")
     return network
+
+
+def make_absolute(text: str) -> str:
+    """Returns a spec that means the same from any folder."""
+    spec = parse_model_spec(text)
+    if spec.kind not in ("run", "file"):
+        return text
+    return str(Path(spec.name).resolve()) + text.removeprefix(spec.name)
 
 
 def has_random_weights(spec: ModelSpec) -> bool:
@@ -133,12 +141,15 @@ def _find_factory(spec: ModelSpec) -> Callable[..., object]:
             if module_spec is None or module_spec.loader is None:
                 raise ModelError(f"model '{spec.text}': {path} is not a Python file")
             module = importlib.util.module_from_spec(module_spec)
-            module_spec.loader.exec_module(module)
+            try:
+                module_spec.loader.exec_module(module)
+            except Exception as error:  # the user's code may raise anything
+                raise ModelError(f"model '{spec.text}': {path} does not import: {_describe(error)}") from error
         case "module":
             try:
                 module = importlib.import_module(spec.name)
-            except ImportError as error:
-                raise ModelError(f"model '{spec.text}': {_first_line(error)}") from error
+            except Exception as error:  # so may this one
+                raise ModelError(f"model '{spec.text}': {spec.name} does not import: {_describe(error)}") from error
         case "run":
             raise ValueError("a run is loaded by indistill.models.loading")
     factory = getattr(module, spec.factory, None)
@@ -155,7 +166,10 @@ def _parse_arguments(query: str, text: str) -> dict[str, Argument]:
         name, equals, value = item.partition("=")
         if not equals or not name.isidentifier():
             raise ModelError(f"model '{text}': '{item}' is not of the form name=value")
-        parsed = yaml.safe_load(value)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ModelError(f"model '{text}': the value of '{name}', '{value}', cannot be read") from error
         if not isinstance(parsed, str | int | float | bool | None):
             raise ModelError(f"model '{text}': the value of '{name}' is not a word, number or true/false")
         arguments[name] = parsed
@@ -168,5 +182,5 @@ def _unknown(spec: ModelSpec, known: list[str]) -> ModelError:
     return ModelError(f"model '{spec.text}': {spec.kind} has no model '{spec.name}'.{hint}{listed}")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from indistill.errors import ModelError
@@ -34,7 +34,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused or harmless
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise ModelError(
             f"weights: {path} holds something other than tensors, or is damaged, and was not opened; "
             "save the state dict alone: torch.save(model.state_dict(), FILE)"
@@ -42,7 +50,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise ModelError(f"weights: {path} does not hold a state dict (names to tensors)")
     return loaded
 
@@ -73,5 +83,5 @@ def save_weights(network: nn.Module, path: Path) -> None:
     """Writes a network's state dict as safetensors, complete or not at all."""
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     partial = path.with_suffix(".partial")
-    save_file(state, partial)
+    partial.write_bytes(save(state))
     partial.replace(path)

@@ -55,6 +55,7 @@ def run_process(*arguments: object, code: str = MAIN) -> Result:
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         encoding="utf-8",
+        errors="backslashreplace",
         env=make_environment(),
         timeout=120,
         check=False,
@@ -65,7 +66,7 @@ def run_process(*arguments: object, code: str = MAIN) -> Result:
 def make_environment() -> dict[str, str]:
     """Returns the environment of a child process."""
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def fill(line: str, places: dict[str, Path]) -> list[str]:

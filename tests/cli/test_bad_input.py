@@ -138,12 +138,14 @@ def test_what_an_image_library_warns_of_stays_off_the_screen(places: Places) -> 
     assert_refused(run_process("search", places["index"], damaged), f"query {damaged}: ")
 
 
-def test_a_query_whose_name_is_not_utf8_is_no_failure_of_ours(places: Places) -> None:
+@pytest.mark.parametrize("options", ["--json", "--html {out}"])
+def test_a_query_whose_name_is_not_utf8_is_no_failure_of_ours(places: Places, options: str) -> None:
     query = Path(os.fsdecode(os.fsencode(places["here"]) + b"/caf\xe9.png"))
     shutil.copyfile(places["query"], query)
-    result = run_process("search", places["index"], query, "-k", 1)
+    result = run_process("search", places["index"], query, "-k", 1, *fill(options, places))
     assert result.code in (0, 2), result.err
     assert len(result.err.splitlines()) <= 1
+    assert result.code == 0 or not places["out"].exists()
 
 
 UNLABELLED = {
@@ -195,7 +197,6 @@ SPECS = {
         "the model has no node 'fc9'",
         "conv1, conv1_bn, pool",
     ),
-    "embedding that a run has not": ("{run}?embedding=fc9", "the model has no node 'fc9'", "conv1, conv1_bn, pool"),
     "function that is no network": ("os:getcwd", "returned str, a torch.nn.Module is needed"),
     "function that is not there": ("os:getcwt", "os has no function 'getcwt'. Did you mean 'getcwd'?"),
 }
@@ -233,6 +234,7 @@ STAGES = {
     ),
     "student's node unknown": ("--pair stage1:layer1", "the student has no node 'layer1'", "conv1, conv1_bn, pool"),
     "no pair": ("--pair stage1", "'stage1' is not of the form TEACHER_NODE:STUDENT_NODE"),
+    "embedding that a run has not": ("--teacher {teacher}?embedding=fc9", "the teacher has no node 'fc9'", "conv1_bn"),
     "map and vector": ("--pair stage1:embedding", "both must be maps (C, H, W) or both vectors (C)"),
     "teacher narrower": (
         "--teacher {run} --student paper:cnn-a",

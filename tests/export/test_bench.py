@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indistill.errors import IndistillError
+from indistill.errors import IndistillError, InputError
 from indistill.export.bench import Engine, Protocol, count_turns, run_bench
 from tests.export.conftest import PREPROCESSING
 
@@ -53,7 +53,11 @@ def test_the_process_of_onnx_runtime_is_smaller_than_that_of_pytorch(figures: di
 
 def test_a_process_that_ends_is_reported(pixels: np.ndarray, tmp_path: Path) -> None:
     engines = [Engine("student", "onnxruntime", str(tmp_path / "none.onnx"))]
-    with pytest.raises(IndistillError, match=r"the onnxruntime process of .*none\.onnx ended: .*there is no file"):
+    with pytest.raises(InputError, match=r"there is no file .*none\.onnx"):
+        run_bench(engines, pixels[:2], PREPROCESSING, QUICK)
+    (tmp_path / "ends.py").write_text("import os\nos._exit(3)\n")
+    engines = [Engine("student", "pytorch", f"{tmp_path}/ends.py:make")]
+    with pytest.raises(IndistillError, match=r"the pytorch process of .*ends\.py:make ended: killed"):
         run_bench(engines, pixels[:2], PREPROCESSING, QUICK)
 
 

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def make_pixels(count: int, side: int = 8, seed: int = 0) -> Pixels:
     images = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    return Pixels(images, np.arange(count, dtype=np.int64), tuple(map(str, range(count))), (), ())
+    return Pixels("mine", images, np.arange(count, dtype=np.int64), tuple(map(str, range(count))), (), ())
 
 
 def make_folder(folder: Path, files: dict[str, tuple[int, int, int]]) -> Path:

@@ -15,12 +15,13 @@ from indistill.losses.pkt import compute_pkt_loss
 from indistill.models.paper import PaperResNet18, build_cnn_a, build_cnn_s
 from indistill.preprocess import Preprocessing
 from indistill.pruning import measure_importance, select_channels
-from indistill.runs import check_output_folder, create_run, describe_environment, read_metrics, write_text
+from indistill.runs import check_run_output, create_run, describe_environment, read_metrics, write_text
 from indistill.stages import Embedder, StagePair, Tap
 from indistill.training import train
 
 CPU = torch.device("cpu")
 PAIRS = tuple(StagePair(f"stage{i}", f"stage{i}") for i in (1, 2, 3))
+CONFIG = {"command": "train", "network": {}}
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 
 
@@ -44,7 +45,7 @@ def seed() -> None:
 
 def make_batches(count: int = 64) -> Batches:
     images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    pixels = Pixels(images, np.zeros(count, dtype=np.int64), (), (), ())
+    pixels = Pixels("mine", images, np.zeros(count, dtype=np.int64), (), (), ())
     return Batches(pixels, Preprocessing(32), batch_size=16, flip=True, crop_padding=4, seed=0, device=CPU)
 
 
@@ -210,22 +211,22 @@ def test_overrides_are_read_as_numbers_words_and_lists() -> None:
 
 def test_a_run_is_never_overwritten_without_being_told_to(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    create_run(run, {"a": 1}, {}, overwrite=False)
+    create_run(run, CONFIG | {"a": 1}, {}, overwrite=False)
     with pytest.raises(ExistsError, match="replace it with --overwrite"):
-        create_run(run, {"a": 2}, {}, overwrite=False)
+        create_run(run, CONFIG | {"a": 2}, {}, overwrite=False)
     assert "a: 1" in (run / "config.yaml").read_text()
-    create_run(run, {"a": 2}, {}, overwrite=True)
+    create_run(run, CONFIG | {"a": 2}, {}, overwrite=True)
     assert "a: 2" in (run / "config.yaml").read_text()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
-    with pytest.raises(ExistsError, match="was not written by this command"):
-        check_output_folder(tmp_path / "photos", overwrite=True, marker="config.yaml")
+    with pytest.raises(ExistsError, match="is not a run"):
+        check_run_output(tmp_path / "photos", overwrite=True)
 
 
 def test_the_environment_tells_data_apart() -> None:
     def describe(value: int) -> str:
         images = np.full((1, 2, 2, 3), value, dtype=np.uint8)
-        pixels = Pixels(images, np.zeros(1, dtype=np.int64), ("a",), (), ())
+        pixels = Pixels("mine", images, np.zeros(1, dtype=np.int64), ("a",), (), ())
         environment = describe_environment(pixels, 7)
         assert environment["seed"] == 7
         assert environment["versions"]["torch"]
