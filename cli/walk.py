@@ -194,7 +194,7 @@ def prepare_output(out: Path, *, overwrite: bool) -> None:
     check_no_file_above(out)
     found = {path.name for path in out.iterdir()} if out.exists() else set()
     if found - OUTPUTS:
-        raise ExistsError(f"{out} exists and holds other files than a demo's; choose another --out")
+        raise ExistsError(f"{out} exists; choose another --out, as it holds other files than a demo's")
     if found and not overwrite:
         raise ExistsError(f"{out} exists; choose another --out, or replace it with --overwrite")
     for name in found:
