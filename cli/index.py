@@ -31,7 +31,7 @@ def build(
     gallery = open_folder(images, str(images))
     with show_progress("embedding", len(gallery.names)) as advance:
         manifest, skipped = build_index(gallery, session, out, overwrite=overwrite, on_progress=advance)
-    report_skipped([(file.name, file.reason) for file in skipped])
+    report_skipped(skipped)
     print_index(out, manifest, as_json=json)
 
 

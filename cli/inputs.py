@@ -1,5 +1,6 @@
 """From options to the objects that library calls take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +9,7 @@ from indistill.config import Recipe, load_recipe, parse_overrides, validate_reci
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, open_images, sample_images
 from indistill.errors import ExistsError, InputError
+from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
 from indistill.runs import Run, read_environment, read_run
@@ -105,19 +107,19 @@ def read_pixels(images: ImageSet, preprocessing: Preprocessing) -> Pixels:
     """Returns the pixels of a set, with a progress bar, and says how many images were skipped."""
     with show_progress(f"reading {images.name}", len(images.names)) as advance:
         pixels = load_pixels(images, preprocessing, advance)
-    report_skipped([(image.name, image.reason) for image in pixels.skipped])
+    report_skipped(pixels.skipped)
     return pixels
 
 
-def report_skipped(skipped: list[tuple[str, str]], limit: int = 5) -> None:
+def report_skipped(skipped: Sequence[SkippedImage], limit: int = 5) -> None:
     """Prints how many images were skipped, and the first ones with their reasons."""
     if not skipped:
         return
     console = make_console()
     noun = "image was" if len(skipped) == 1 else "images were"
     console.print(f"warning: {len(skipped)} {noun} skipped:", markup=False)
-    for name, reason in skipped[:limit]:
-        console.print(f"  {name}: {reason}", markup=False)
+    for image in skipped[:limit]:
+        console.print(f"  {image.name}: {image.reason}", markup=False)
     if len(skipped) > limit:
         console.print(f"  and {len(skipped) - limit} more", markup=False)
 

@@ -4,6 +4,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,17 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 ImageSource = Path | str | bytes | Image.Image
 
+
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of damaged metadata in images that are read
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
 
 
 def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -16,8 +16,9 @@ from indistill.data.sets import FolderSet
 from indistill.errors import DataError, ExistsError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
+from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import CatalogueItem, write_catalogue
-from indistill.retrieval.embed import SkippedFile, embed_files
+from indistill.retrieval.embed import embed_files
 from indistill.retrieval.index import CATALOGUE, CURRENT, MANIFEST, MODEL, SKIPPED, VECTORS, Manifest
 
 FACTORY = "IDMap2,Flat"
@@ -32,7 +33,7 @@ def build_index(
     *,
     overwrite: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> tuple[Manifest, list[SkippedFile]]:
+) -> tuple[Manifest, list[SkippedImage]]:
     """Embeds a folder of images and writes an exact index of it; the folder appears when it is complete.
 
     Args:

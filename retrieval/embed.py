@@ -11,7 +11,7 @@ import numpy as np
 
 from indistill.errors import DataError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.images import decode_image
+from indistill.images import SkippedImage, decode_image
 from indistill.preprocess import PixelArray
 
 BATCH_SIZE = 64
@@ -30,20 +30,12 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class SkippedFile:
-    """A file that was not embedded, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class EmbeddedImages:
     """The images of a folder that could be read, a row of `vectors` (N, D) for each, and those that could not."""
 
     files: list[ImageFile]
     vectors: Embeddings
-    skipped: list[SkippedFile]
+    skipped: list[SkippedImage]
 
 
 def embed_files(
@@ -58,7 +50,7 @@ def embed_files(
         on_progress: called with the number of files just done.
     """
     files: list[ImageFile] = []
-    skipped: list[SkippedFile] = []
+    skipped: list[SkippedImage] = []
     vectors: list[Embeddings] = []
     waiting: list[PixelArray] = []
 
@@ -68,7 +60,7 @@ def embed_files(
             waiting.clear()
 
     for result in _read_ahead(folder, names, session):
-        if isinstance(result, SkippedFile):
+        if isinstance(result, SkippedImage):
             skipped.append(result)
         else:
             file, pixels = result
@@ -84,25 +76,25 @@ def embed_files(
 
 def _read_ahead(
     folder: Path, names: Sequence[str], session: EmbeddingSession
-) -> Iterator[tuple[ImageFile, PixelArray] | SkippedFile]:
+) -> Iterator[tuple[ImageFile, PixelArray] | SkippedImage]:
     """Yields the files in their order, while others are being read."""
     preprocessing = session.artefact.preprocessing
 
-    def read(name: str) -> tuple[ImageFile, PixelArray] | SkippedFile:
+    def read(name: str) -> tuple[ImageFile, PixelArray] | SkippedImage:
         path = folder / name
         printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
         if printable != name:
-            return SkippedFile(printable, "its name is not UTF-8")
+            return SkippedImage(printable, "its name is not UTF-8")
         try:
             content, status = path.read_bytes(), path.stat()
             pixels = preprocessing.resize(decode_image(content))
         except DataError as error:
-            return SkippedFile(name, str(error))
+            return SkippedImage(name, str(error))
         except OSError as error:
-            return SkippedFile(name, error.strerror or str(error))
+            return SkippedImage(name, error.strerror or str(error))
         return ImageFile(name, hashlib.sha256(content).hexdigest(), status.st_size, status.st_mtime_ns), pixels
 
-    pending: deque[Future[tuple[ImageFile, PixelArray] | SkippedFile]] = deque()
+    pending: deque[Future[tuple[ImageFile, PixelArray] | SkippedImage]] = deque()
     with ThreadPoolExecutor(DECODERS) as pool:
         for name in names:
             pending.append(pool.submit(read, name))

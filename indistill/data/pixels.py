@@ -9,18 +9,11 @@ from numpy.typing import NDArray
 
 from indistill.data.sets import ImageSet
 from indistill.errors import DataError
+from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
 
 DECODERS = 4
 MEMORY_LIMIT_BYTES = 8 * 2**30
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """An image that could not be read, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
