@@ -32,7 +32,7 @@ from indistill.supervise import run_supervised
 TEACHER, STUDENT = "paper:resnet18?width=16", "paper:cnn-s"
 TEACHER_EPOCHS = 12
 OUTPUTS = {"teacher", "supervised", "student", "gallery", "queries", "index", "report.html"}
-QUERIES_SHOWN, HITS_SHOWN = 10, 8
+QUERIES_SHOWN, HITS_SHOWN = 10, 5
 HEADER = ("", "mAP %", "R@1 %", "parameters", "file MB", "latency ms")
 
 
