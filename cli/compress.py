@@ -50,7 +50,7 @@ def compress(
         bool,
         typer.Option(
             "--faithful",
-            help="With the published code's side effects: batch statistics, new Adam each epoch, unscaled PKT.",
+            help="With the published code's side effects: batch statistics, new Adam each epoch, unscaled PKT; 1e-3.",
         ),
     ] = False,
     epochs: EpochsOption = None,
@@ -72,6 +72,7 @@ def compress(
     from indistill.compress import pair_stages, run_compress
     from indistill.config import FAITHFUL
     from indistill.data.sets import locate_data, open_images
+    from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
     from indistill.runs import check_run_output
     from indistill.settings import RunSettings, choose_device
@@ -81,9 +82,11 @@ def compress(
     if warm_up is not None:
         extra["curriculum.warm_up"] = warm_up
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
+    if pair and not chosen.curriculum.warm_up:
+        raise InputError("--pair names stages of the warm-up, which --no-warm-up (or the recipe) leaves out")
     check_run_output(out, overwrite=overwrite)
-    check_source_is_kept(teacher, out)
-    check_source_is_kept(student, out)
+    check_source_is_kept(teacher, teacher_weights, out)
+    check_source_is_kept(student, student_weights, out)
     run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
     images = open_images(data, root=data_root, download=download)
     arguments = {"image_size": chosen.data.image_size}

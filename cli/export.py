@@ -7,7 +7,7 @@ import typer
 
 from indistill.cli.options import DataRootOption, JsonOption, OverwriteOption, SetOption
 
-GATE_IMAGES = 64
+GATE_IMAGES = 32
 
 
 def export(

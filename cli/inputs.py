@@ -124,8 +124,10 @@ def report_skipped(skipped: Sequence[SkippedImage], limit: int = 5) -> None:
         console.print(f"  and {len(skipped) - limit} more", markup=False)
 
 
-def check_source_is_kept(model: str, out: Path) -> None:
-    """Raises ExistsError if a model is a run that the output would replace."""
+def check_source_is_kept(model: str, weights: Path | None, out: Path) -> None:
+    """Raises ExistsError if a model is a run that the output would replace, or its weights lie there."""
+    if weights is not None and weights.resolve().parent == out.resolve():
+        raise ExistsError(f"the weights {weights} lie in {out}, which would be replaced; choose another --out")
     folder = Path(model.partition("?")[0])
     if folder.exists() and folder.resolve() == out.resolve():
         raise ExistsError(f"{out} is the run of the model '{model}' itself; choose another --out")

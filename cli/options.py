@@ -39,4 +39,3 @@ DataRootOption = Annotated[
 ]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a torchvision data set that is not there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MaxPixelsNote = "Images of more than 89 million pixels are refused."

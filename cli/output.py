@@ -114,9 +114,9 @@ def print_json(data: object) -> None:
     emit(json.dumps(data, ensure_ascii=False, indent=2))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table whose first column is text and whose others are figures."""
-    table = Table(*header, title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:

@@ -52,7 +52,7 @@ def train(
 
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
     check_run_output(out, overwrite=overwrite)
-    check_source_is_kept(model, out)
+    check_source_is_kept(model, weights, out)
     run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
     images = open_images(data, root=data_root, download=download)
     require_labels(images, "train")

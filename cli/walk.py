@@ -31,7 +31,8 @@ from indistill.supervise import run_supervised
 
 TEACHER, STUDENT = "paper:resnet18?width=16", "paper:cnn-s"
 TEACHER_EPOCHS = 12
-OUTPUTS = {"teacher", "supervised", "student", "gallery", "queries", "index", "report.html"}
+MARKER = ".indistill-demo"
+OUTPUTS = {"teacher", "supervised", "student", "gallery", "queries", "index", "report.html", MARKER}
 QUERIES_SHOWN, HITS_SHOWN = 10, 5
 HEADER = ("", "mAP %", "R@1 %", "parameters", "file MB", "latency ms")
 
@@ -75,7 +76,7 @@ def walk_digits(out: Path, seed: int, say: Callable[[str], None]) -> WalkResult:
     say("4/7 export the student to ONNX and verify it")
     file = student / "student.onnx"
     described = load_described(str(student))
-    export_onnx(described.network, recipe.preprocessing, pixels.images[:64], file, provenance=described.provenance)
+    export_onnx(described.network, recipe.preprocessing, pixels.images[:32], file, provenance=described.provenance)
     say("5/7 time it against the teacher")
     figures = _time_engines(teacher, baseline, student, file, pixels, recipe)
     say("6/7 index a gallery of images and search it")
@@ -186,17 +187,18 @@ def _render(rows: list[list[str]], runs: dict[str, Path], index: Path, queries: 
 
 
 def prepare_output(out: Path, *, overwrite: bool) -> None:
-    """Removes an older demo.
+    """Makes the folder of a demo; an older one in it is removed.
 
     Raises:
         ExistsError: there is one and it may not be replaced, or the folder holds something else.
     """
     check_no_file_above(out)
     found = {path.name for path in out.iterdir()} if out.exists() else set()
-    if found - OUTPUTS:
-        raise ExistsError(f"{out} exists; choose another --out, as it holds other files than a demo's")
+    if found and (found - OUTPUTS or MARKER not in found):
+        raise ExistsError(f"{out} exists and is not a demo, or holds other files too; choose another --out")
     if found and not overwrite:
         raise ExistsError(f"{out} exists; choose another --out, or replace it with --overwrite")
     for name in found:
         path = out / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_text(out / MARKER, "made by indistill demo, which may replace this folder\n")

@@ -65,19 +65,12 @@ class Protocol:
 
 
 class _Worker:
-    """An engine's process."""
+    """An engine's process, started when it is loaded, so that the time to the first result is its own."""
 
     def __init__(self, engine: Engine, protocol: Protocol, preprocessing: Preprocessing, pixels: Path) -> None:
         self.engine = engine
-        threads = str(protocol.threads)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "indistill.export.bench_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        )
+        self._process: subprocess.Popen[str] | None = None
+        self._threads = str(protocol.threads)
         self._order = {
             "kind": engine.kind,
             "source": engine.source,
@@ -89,11 +82,20 @@ class _Worker:
         }
 
     def load(self) -> dict[str, Any]:
-        """Returns what is known of the engine when it is loaded."""
+        """Starts the process and returns what is known of the engine when it is loaded."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "indistill.export.bench_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": self._threads, "MKL_NUM_THREADS": self._threads},
+        )
         return self.ask(self._order)
 
     def ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Returns the answer to an order. Raises IndistillError, with the process's last words, if there is none."""
+        assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -116,8 +118,9 @@ class _Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
 
 
 def run_bench(

@@ -115,7 +115,8 @@ def export_onnx(
             _describe(model, artefact)
             _check_graph(model, artefact)
             onnx.save(model, draft)
-            parity = measure_parity(EmbeddingSession(draft), deployed.embed_pixels, pixels)
+            reference = DeployedNetwork(network, preprocessing, fold=False).eval()  # so that folding is checked too
+            parity = measure_parity(EmbeddingSession(draft), reference.embed_pixels, pixels)
             require_parity(parity)
             artefact = replace(artefact, verification=parity.to_dict())
             _describe(model, artefact)
@@ -191,6 +192,13 @@ def _check_graph(model: onnx.ModelProto, artefact: Artefact) -> None:
 
 
 def _strip_folders(spec: str) -> str:
-    """Returns a model spec without the folders of a file."""
-    location, question, arguments = spec.partition("?")
-    return location.rsplit("/", 1)[-1].rsplit("\\", 1)[-1] + question + arguments
+    """Returns a model spec without the folders in it, its arguments' too."""
+    location, question, query = spec.partition("?")
+    if ".py:" in location:
+        location = _strip_path(location)
+    arguments = (item.partition("=") for item in query.split("&"))
+    return location + question + "&".join(name + equals + _strip_path(value) for name, equals, value in arguments)
+
+
+def _strip_path(text: str) -> str:
+    return text.replace("\\", "/").rsplit("/", 1)[-1]

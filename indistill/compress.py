@@ -102,6 +102,6 @@ def run_compress(pairing: Pairing, pixels: Pixels, recipe: Recipe, settings: Run
 
     with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
         train(student, phases, batches, build, monitor, **recipe.adam)
-    write_training_report(settings.out / "report.html", config, monitor.records)
     save_weights(student, settings.out / WEIGHTS_NAMES["compress"])
+    write_training_report(settings.out / "report.html", config, monitor.records)
     return settings.out

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from indistill.errors import DataError
+from indistill.preprocess import MAX_PIXELS
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 ImageSource = Path | str | bytes | Image.Image
 
@@ -32,8 +32,8 @@ class SkippedImage:
 def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Returns an upright RGB image.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit values are scaled to 8 bits, and of an
-    animation the first frame is taken.
+    The EXIF orientation is applied, transparency is laid on white, and of an animation the first frame is taken. 16-bit
+    values are scaled to 8 bits, and so are whole numbers and floats above 255.
 
     Args:
         source: a path, an encoded file as bytes, or an image.
@@ -42,9 +42,9 @@ def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Ima
     Raises:
         DataError: the source is missing, empty, no image, truncated or too large; the message is the reason alone.
     """
-    if isinstance(source, Image.Image):
-        return _convert_to_rgb(source)
     try:
+        if isinstance(source, Image.Image):
+            return _convert_to_rgb(source)
         if isinstance(source, bytes):
             size_bytes, stream = len(source), io.BytesIO(source)
         else:
@@ -99,7 +99,7 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
         return upright
     if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
         values = np.asarray(upright, dtype=np.float32)
-        highest = 65535.0 if values.max(initial=0) > 255 else 255.0
+        highest = 65535.0 if upright.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
         return Image.fromarray((values.clip(0, highest) * (255 / highest)).astype(np.uint8)).convert("RGB")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")

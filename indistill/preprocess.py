@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from indistill.errors import InputError
+from indistill.errors import DataError, InputError
 
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 PixelArray = NDArray[np.uint8]
 
 
@@ -37,11 +38,19 @@ class Preprocessing:
             raise InputError(f"preprocessing needs image_size >= 1, crop in (0, 1] and positive std: {self}")
 
     def resize(self, image: Image.Image) -> PixelArray:
-        """Returns the centre square of an RGB image, (image_size, image_size, 3) uint8."""
+        """Returns the centre square of an RGB image, (image_size, image_size, 3) uint8.
+
+        Raises:
+            DataError: the image is so long and thin that resizing it would take more than the pixel limit.
+        """
         width, height = image.size
         shorter = round(self.image_size / self.crop)
         scale = shorter / min(width, height)
         resized = (max(shorter, round(width * scale)), max(shorter, round(height * scale)))
+        if resized[0] * resized[1] > MAX_PIXELS:
+            raise DataError(
+                f"{width}x{height} pixels, which is {resized[0]}x{resized[1]} at the network's size: too long"
+            )
         if resized != image.size:
             image = image.resize(resized, Image.Resampling.BILINEAR)
         left, top = (resized[0] - self.image_size) // 2, (resized[1] - self.image_size) // 2

@@ -59,6 +59,7 @@ def describe_run(
         "command": command,
         "version": __version__,
         "network": network.describe(),
+        "start": network.source if network.weights is None else str(network.weights.resolve()),
         "parameters": network.count_parameters(),
         "data": settings.data,
         "seed": settings.seed,

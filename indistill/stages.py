@@ -123,10 +123,13 @@ def extract_graph(network: nn.Module, node: str) -> fx.GraphModule:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Returns a copy for inference alone: eval mode, no gradients, batch norm folded into the convolution before it."""
+    """Returns a copy for inference alone: eval mode, no gradients, batch norm folded into the convolution before it.
+
+    Nothing is folded in a graph that calls a layer more than once.
+    """
     frozen = copy.deepcopy(module).eval()
     for name, child in list(frozen.named_modules()):
-        if isinstance(child, fx.GraphModule):
+        if isinstance(child, fx.GraphModule) and not _shares_layers(child):
             fused = fuse(child, inplace=True, no_trace=True).eval()
             if not name:
                 frozen = fused
@@ -188,6 +191,12 @@ def parse_pairs(texts: Iterable[str]) -> tuple[StagePair, ...]:
     return tuple(pairs)
 
 
+def _shares_layers(graph: fx.GraphModule) -> bool:
+    called = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+    shared = {str(target) for target in called if called.count(target) > 1}
+    return any(isinstance(graph.get_submodule(target), nn.Conv2d | nn.Linear) for target in shared)
+
+
 def _count_outputs(layer: nn.Conv2d | nn.Linear) -> int:
     return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
 
@@ -218,5 +227,5 @@ def use_batch_statistics(tap: Tap) -> None:
             break
     raise StageError(
         "batch statistics need a batch norm behind the last convolution of each teacher stage, and one has none: "
-        "leave --faithful out, or give --set targets.statistics=kept"
+        "give --set targets.statistics=kept (--faithful and the recipe cifar10 ask for batch statistics)"
     )

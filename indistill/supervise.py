@@ -53,8 +53,8 @@ def run_supervised(network: Network, pixels: Pixels, recipe: Recipe, settings: R
     create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
     with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
         train(module, phases, batches, lambda _: ClassStep(module), monitor)
-    write_training_report(settings.out / "report.html", config, monitor.records)
     save_weights(module, settings.out / WEIGHTS_NAMES["train"])
+    write_training_report(settings.out / "report.html", config, monitor.records)
     return settings.out
 
 
@@ -64,7 +64,10 @@ def _check_logits(network: Network, module: nn.Module, example: Tensor, classes:
         with torch.no_grad():
             logits = module(example[:2])
     except RuntimeError as error:
-        raise ModelError(f"model '{network.spec}' cannot take images of {tuple(example.shape[1:])}: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"model '{network.spec}' cannot take images of {tuple(example.shape[1:])}: {reason}"
+        ) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(

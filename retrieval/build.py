@@ -69,6 +69,8 @@ def build_index(
             shutil.copyfile(session.path, draft / MODEL)
             _write_lines(draft / SKIPPED, [asdict(skipped) for skipped in embedded.skipped])
             manifest = _write_generation(draft, items, embedded.vectors, session.sha256, gallery, len(embedded.skipped))
+            for path in (draft / MODEL, draft / SKIPPED, draft / "generations"):
+                _sync(path)
             _write_synced(draft / CURRENT, f"{FIRST_GENERATION:08d}\n")
             draft.chmod(0o755)
             _replace_folder(draft, out)
@@ -123,7 +125,7 @@ def _write_generation(
 
 
 def _replace_folder(draft: Path, out: Path) -> None:
-    """Puts a complete folder in place of an older one, which is there until the new one is."""
+    """Puts a complete folder in place of an older one, which is put back if that fails."""
     if not out.exists():
         draft.rename(out)
     elif not any(out.iterdir()):
@@ -132,7 +134,11 @@ def _replace_folder(draft: Path, out: Path) -> None:
     else:
         old = draft.with_name(draft.name + "-old")
         out.rename(old)
-        draft.rename(out)
+        try:
+            draft.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
         shutil.rmtree(old)
     _sync(out.parent)
 

@@ -63,11 +63,6 @@ class Catalogue:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def count_items(self) -> int:
-        """Returns the number of items."""
-        count: int = self._select("SELECT COUNT(*) FROM items")[0][0]
-        return count
-
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that do not exist are left out."""
         found: dict[int, CatalogueItem] = {}

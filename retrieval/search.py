@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indistill.errors import DataError
+from indistill.errors import DataError, IndexFolderError
 from indistill.images import decode_image
 from indistill.retrieval.index import Hit, Index, open_model
 
@@ -42,5 +42,7 @@ def search_images(folder: Path, queries: Sequence[Path], *, k: int, model: Path 
         except DataError as error:
             raise DataError(f"query {query}: {error}") from error
     index = Index(folder)
+    if index.manifest.model_sha256 != session.sha256:
+        raise IndexFolderError(f"the index {folder} was replaced during this search; search again")
     hits = index.search(session.embed_pixels(np.stack(pixels)), k)
     return SearchResults(Path(index.manifest.root), list(zip(queries, hits, strict=True)))

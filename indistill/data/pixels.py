@@ -67,11 +67,10 @@ def load_pixels(
             array[position] = preprocessing.resize(images.read(position))
         except DataError as error:
             reasons[position] = str(error)
-        on_progress(1)
 
     with ThreadPoolExecutor(DECODERS) as pool:
         for _ in pool.map(load, range(count)):
-            pass
+            on_progress(1)
     kept = np.array([p for p in range(count) if p not in reasons], dtype=np.int64)
     if not len(kept):
         first = min(reasons)

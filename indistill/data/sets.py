@@ -190,7 +190,8 @@ def _open_cifar10(spec: str, split: str, root: Path, download: bool) -> ArraySet
         try:
             parts.append(CIFAR10(str(root), train=train, download=download))
         except RuntimeError as error:
-            raise DataError(f"data '{spec}': CIFAR-10 is not in {root}; --download fetches it") from error
+            hint = "what lies there is damaged: remove it, and try again" if download else "--download fetches it"
+            raise DataError(f"data '{spec}': CIFAR-10 is not in {root}; {hint}") from error
         except OSError as error:
             raise DataError(f"data '{spec}': CIFAR-10 could not be fetched ({error})") from error
     images = np.concatenate([part.data for part in parts])

@@ -10,7 +10,7 @@ from torch import nn
 from indistill.errors import ModelError
 from indistill.hashing import hash_file
 from indistill.models.paper import PAPER_STAGES
-from indistill.models.specs import Argument, build_network, make_absolute, parse_model_spec
+from indistill.models.specs import Argument, build_network, make_absolute, parse_model_spec, strip_weights
 from indistill.models.weights import load_weights
 from indistill.runs import read_run
 from indistill.stages import check_node, find_embedding_node
@@ -40,7 +40,11 @@ class Network:
 
     def describe(self) -> dict[str, Any]:
         """Returns what a run writes down to build the network again."""
-        return {"spec": self.spec, "arguments": self.arguments, "embedding": self.embedding}
+        return {
+            "spec": strip_weights(make_absolute(self.spec)),
+            "arguments": self.arguments,
+            "embedding": self.embedding,
+        }
 
     def describe_source(self) -> dict[str, Any]:
         """Returns what a run writes down to load the network again with the same weights."""

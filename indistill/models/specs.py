@@ -106,6 +106,15 @@ def make_absolute(text: str) -> str:
     return str(Path(spec.name).resolve()) + text.removeprefix(spec.name)
 
 
+def strip_weights(text: str) -> str:
+    """Returns a zoo's spec without the arguments that fetch weights: who loads it has others."""
+    location, _, query = text.partition("?")
+    if parse_model_spec(text).kind not in ("torchvision", "timm"):
+        return text
+    kept = [item for item in query.split("&") if item.partition("=")[0] not in ("", "pretrained", "weights")]
+    return "?".join([location, "&".join(kept)]) if kept else location
+
+
 def has_random_weights(spec: ModelSpec) -> bool:
     """Returns whether a paper's or a zoo's network is built with random weights, its arguments asking for no others."""
     if spec.kind == "paper":

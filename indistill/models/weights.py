@@ -81,7 +81,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Writes a network's state dict as safetensors, complete or not at all."""
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     partial = path.with_suffix(".partial")
     partial.write_bytes(save(state))
     partial.replace(path)

@@ -503,7 +503,6 @@ OUTPUTS = {
     "export": ("export {copied_run} --onnx", "run"),
     "export --out": ("export {run} --onnx --out {copied_run}/student.onnx", "run"),
     "index build": (BUILD.replace("{out}", "{copied_index}"), "index"),
-    "demo": ("demo --out {copied_run}", "run"),
     "search --html": ("search {index} {query} --html {copied_run}/report.html", "run"),
 }
 
@@ -512,6 +511,20 @@ OUTPUTS = {
 def test_an_output_that_exists_is_kept_without_overwrite(refuse: Refuse, copy: Copy, line: str, name: str) -> None:
     copy(name)
     refuse(line, f"{{copied_{name}}}", "exists; choose another --", "or replace it with --overwrite")
+
+
+def test_a_demo_is_kept_without_overwrite(places: Places, refuse: Refuse) -> None:
+    places["out"].mkdir()
+    for name in (".indistill-demo", "report.html"):
+        (places["out"] / name).write_text("made before", encoding="utf-8")
+    refuse("demo --out {out}", "{out} exists; choose another --out, or replace it with --overwrite")
+
+
+def test_runs_that_have_the_names_of_a_demos_are_kept_even_with_overwrite(places: Places, refuse: Refuse) -> None:
+    for name in ("teacher", "student"):
+        (places["out"] / name).mkdir(parents=True)
+        (places["out"] / name / "config.yaml").write_text("mine", encoding="utf-8")
+    refuse("demo --out {out} --overwrite", "{out} exists and is not a demo")
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "config.yaml"])

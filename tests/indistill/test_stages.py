@@ -193,3 +193,17 @@ def test_maps_and_tokens_are_averaged_to_one_vector() -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(Embedder(network, "stage3")(images), Tap(network, "stage3")(images).mean((2, 3)))
+
+
+def test_a_layer_that_is_called_twice_is_not_folded() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.conv(self.first(self.conv(x))))
+
+    network, images = set_statistics(Shared()).eval(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        assert torch.allclose(freeze(Tap(network, "second"))(images), network(images), atol=1e-5)
