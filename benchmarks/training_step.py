@@ -223,7 +223,7 @@ def make_pixels(count: int, side: int) -> Pixels:
     generator = np.random.default_rng(0)
     images: NDArray[np.uint8] = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     labels = generator.integers(0, CLASSES, count)
-    return Pixels(images, labels, tuple(map(str, range(count))), tuple(map(str, range(CLASSES))), ())
+    return Pixels("random", images, labels, tuple(map(str, range(count))), tuple(map(str, range(CLASSES))), ())
 
 
 def parse_arguments() -> argparse.Namespace:

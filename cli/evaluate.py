@@ -30,7 +30,8 @@ def evaluate(
     from indistill.cli.output import print_evaluation
     from indistill.data.sets import open_images, require_labels
     from indistill.errors import InputError
-    from indistill.retrieval.evaluate import evaluate_retrieval
+    from indistill.progress import show_progress
+    from indistill.retrieval.evaluate import METRICS, evaluate_retrieval
     from indistill.retrieval.metrics import DEFAULT_KS
 
     if (index is None) == (model is None) or (model is None) != (gallery is None):
@@ -47,4 +48,7 @@ def evaluate(
         gallery_set = open_images(str(gallery), root=data_root, download=download)
         require_labels(gallery_set, "evaluate")
         pair = embed_model_sets(str(model), gallery_set, query_set, weights=weights, recipe=recipe, items=settings)
-    print_evaluation(evaluate_retrieval(*pair, sorted(set(k or DEFAULT_KS))), as_json=json)
+    ks = sorted(set(k or DEFAULT_KS))
+    with show_progress("ranking", len(METRICS) * len(pair[1].labels), "queries") as advance:
+        evaluations = evaluate_retrieval(*pair, ks, advance)
+    print_evaluation(evaluations, as_json=json)

@@ -1,6 +1,6 @@
 """The two evaluations, by cosine and by Euclidean distance, of vectors with class names. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,18 @@ class LabelledVectors:
 
 
 def evaluate_retrieval(
-    gallery: LabelledVectors, queries: LabelledVectors, ks: Sequence[int] = DEFAULT_KS
+    gallery: LabelledVectors,
+    queries: LabelledVectors,
+    ks: Sequence[int] = DEFAULT_KS,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> dict[Metric, Evaluation]:
     """Returns the evaluation of each metric; relevant is what has the same class name.
+
+    Args:
+        gallery: what is searched.
+        queries: what is looked for.
+        ks: the K of precision@K and recall@K.
+        on_progress: called with the number of queries just done, for each metric.
 
     Raises:
         DataError: the vectors are not finite, or no query has a relevant image.
@@ -35,7 +44,9 @@ def evaluate_retrieval(
     if not np.isin(query_labels[query_labels >= 0], gallery_labels).any():
         raise DataError("no query has a class of the gallery: both need a sub-folder for each class, of the same names")
     return {
-        metric: evaluate_vectors(gallery.vectors, gallery_labels, queries.vectors, query_labels, metric, ks)
+        metric: evaluate_vectors(
+            gallery.vectors, gallery_labels, queries.vectors, query_labels, metric, ks, on_progress
+        )
         for metric in METRICS
     }
 

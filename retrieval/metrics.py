@@ -5,9 +5,7 @@ the number of irrelevant items that stand before it, which sorting the irrelevan
 constant for each block of queries.
 """
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +18,8 @@ Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Ranks = NDArray[np.int64]
 
-BLOCK_BYTES = 64 * 2**20  # of scores held at a time, by all threads
-BLOCK_QUERIES = 128
+BLOCK_BYTES = 64 * 2**20  # of scores held at a time
+BLOCK_QUERIES = 64
 PAPER_BATCH = 128  # queries in a batch of the published evaluation
 PAPER_TOP = 100
 RECALL_POINTS = np.arange(11) / 10
@@ -51,6 +49,7 @@ def evaluate_vectors(
     query_labels: Labels,
     metric: Metric,
     ks: Sequence[int] = DEFAULT_KS,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Returns the metrics of ranking the whole gallery for each query; relevant is what has the query's label.
 
@@ -61,6 +60,7 @@ def evaluate_vectors(
         query_labels: (Q,); -1 for none.
         metric: `cosine` ranks by the cosine, `euclidean` by the distance of the vectors as they are.
         ks: the K of precision@K and recall@K.
+        on_progress: called with the number of queries just done.
 
     Raises:
         ValueError: no query has a relevant item.
@@ -75,25 +75,17 @@ def evaluate_vectors(
     left, right = _prepare_scores(queries, gallery[order], metric)
     names = list_metrics(ks)
     values = np.empty((len(evaluated), len(names)))
-    threads = os.cpu_count() or 1
-    block = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (4 * len(gallery) * threads)))
-    starts_of_blocks = range(0, len(evaluated), block)
-
-    def evaluate_blocks(first: int) -> None:
-        """Evaluates every block that falls to one of the threads."""
-        buffer = np.empty((block, len(gallery)), dtype=np.float32)
-        for start in starts_of_blocks[first::threads]:
+    block = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (4 * len(gallery))))
+    buffer = np.empty((min(block, len(evaluated)), len(gallery)), dtype=np.float32)
+    with threadpool_limits(1, user_api="blas"):  # BLAS threads would wait busily between the products
+        for start in range(0, len(evaluated), block):
             chosen = evaluated[start : start + block]
             scores = np.matmul(left[chosen], right, out=buffer[: len(chosen)])
             for row, query in enumerate(chosen.tolist()):
                 ranks = rank_relevant(scores[row], int(starts[query]), int(ends[query]), order)
                 batch = min(PAPER_BATCH, len(queries) - query // PAPER_BATCH * PAPER_BATCH)
                 values[start + row] = compute_metrics(ranks, len(gallery), ks, batch)
-
-    # A thread multiplies and sorts its own blocks: BLAS threads would wait busily between the products.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(evaluate_blocks, range(threads)):
-            pass
+            on_progress(len(chosen))
     means = values.mean(axis=0)
     return Evaluation(dict(zip(names, map(float, means), strict=True)), len(evaluated), len(queries) - len(evaluated))
 

@@ -33,7 +33,7 @@ def search_images(folder: Path, queries: Sequence[Path], *, k: int, model: Path 
         IndexFolderError: the index cannot be used, or not with this model.
         ModelError: the model cannot be run.
     """
-    session = open_model(folder, model)
+    session = open_model(folder, model, threads=1)  # the fastest for a few images
     resize = session.artefact.preprocessing.resize
     pixels = []
     for query in queries:
