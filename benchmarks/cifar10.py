@@ -33,6 +33,10 @@ VARIANTS = {
     "both-20": f"{PLAIN_LR} --epochs 20",
     "both-lr2-20": "--epochs 20",
     "both-lr4-20": "--lr 0.004 --epochs 20",
+    "pkt-lr1-20": f"--no-warm-up {PLAIN_LR} --epochs 20",
+    "pkt-lr2-20": "--no-warm-up --epochs 20",
+    "pkt-lr4-20": "--no-warm-up --lr 0.004 --epochs 20",
+    "faithful-20": "--faithful --epochs 20",
 }
 
 
