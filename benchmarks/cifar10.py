@@ -27,6 +27,8 @@ VARIANTS = {
     "batch": f"{PLAIN_LR} --set optimiser.restart=never",
     "restart": f"{PLAIN_LR} --set targets.statistics=kept",
     "both": PLAIN_LR,
+    "both-lr4": "--lr 0.004",
+    "pkt-lr4": "--no-warm-up --lr 0.004",
     "clean-20": f"{PLAIN_LR} --set optimiser.restart=never --set targets.statistics=kept --epochs 20",
     "batch-20": f"{PLAIN_LR} --set optimiser.restart=never --epochs 20",
     "restart-20": f"{PLAIN_LR} --set targets.statistics=kept --epochs 20",

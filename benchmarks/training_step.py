@@ -10,15 +10,18 @@ description: images one by one through PIL in two loader workers; at each step t
 autograd graph built), a pruned copy of its stages and the whole student, of which one loss is used; a new Adam every
 epoch. Its targets are detached, so that backward stops there.
 
-Each phase is timed over some steps after a warm-up, plain and ours in turn, in several rounds. The schedule of 70
-epochs is extrapolated from the time per step; the start of an epoch (loader workers, shuffling) is in neither figure.
+Each phase is timed over some steps after a warm-up, plain and ours in turn, each in a process of its own, in several
+rounds. The schedule of 70 epochs is extrapolated from the time per step; the start of an epoch (loader workers, shuffling) is in neither figure.
 """
 
 import argparse
 import gc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -45,6 +48,7 @@ from indistill.training import Record, Step, train
 CLASSES = 10
 STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128
 LOADER_WORKERS = 2
+SIDES = ("plain", "ours")
 EPSILON = 1e-7
 TEACHER_WIDTHS, TEACHER_EMBEDDING = (16, 32, 64), 128
 STUDENT_WIDTHS, STUDENT_EMBEDDING = (8, 16, 32), 64
@@ -208,8 +212,18 @@ def make_ours(pixels: Pixels, recipe: Recipe) -> Run:
     return run
 
 
-def time_step(run: Run, phase: Phase, warm_up: int, steps: int) -> float:
+@cache
+def make_side(side: str, images: int, threads: int) -> Run:
+    """Returns a side's loop over a phase, made once in its process."""
+    torch.set_num_threads(threads)
+    recipe = load_recipe("cifar10")
+    make = {"plain": make_plain, "ours": make_ours}[side]
+    return make(make_pixels(images, recipe.data.image_size), recipe)
+
+
+def time_step(side: str, phase: Phase, images: int, threads: int, warm_up: int, steps: int) -> float:
     """Returns the mean time of a step in ms."""
+    run = make_side(side, images, threads)
     torch.manual_seed(0)
     gc.collect()  # ends the loader workers of the run before
     stopwatch = Stopwatch(warm_up, steps)
@@ -239,20 +253,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments, machine = parse_arguments(), describe_machine()
-    torch.set_num_threads(arguments.threads)
-    recipe = load_recipe("cifar10")
-    pixels = make_pixels(arguments.images, recipe.data.image_size)
-    schedule = plan_curriculum(recipe, len(STUDENT_WIDTHS), None)
+    schedule = plan_curriculum(load_recipe("cifar10"), len(STUDENT_WIDTHS), None)
     measured = {phase.name: phase for phase in schedule if "final" not in phase.name}  # the same step at another rate
     epochs = {
         name: sum(other.epochs for other in schedule if other.stage == phase.stage) for name, phase in measured.items()
     }
-    runs = {"plain": make_plain(pixels, recipe), "ours": make_ours(pixels, recipe)}
-    times: dict[str, dict[str, list[float]]] = {side: {name: [] for name in measured} for side in runs}
+    amount = (arguments.images, arguments.threads, arguments.warm_up, arguments.steps)
+    processes = {side: ProcessPoolExecutor(1, get_context("spawn")) for side in SIDES}
+    times: dict[str, dict[str, list[float]]] = {side: {name: [] for name in measured} for side in SIDES}
     for _ in range(arguments.rounds):
         for name, phase in measured.items():
-            for side, run in runs.items():
-                times[side][name].append(time_step(run, phase, arguments.warm_up, arguments.steps))
+            for side, process in processes.items():
+                times[side][name].append(process.submit(time_step, side, phase, *amount).result())
+    for process in processes.values():
+        process.shutdown()
 
     rows = []
     for name in measured:
@@ -263,7 +277,7 @@ def main() -> None:
             sum(STEPS_PER_EPOCH * epochs[name] * times[side][name][i] for name in measured) / 60e3
             for i in range(arguments.rounds)
         ]
-        for side in runs
+        for side in SIDES
     }
     spreads = {
         "plain_minutes": measure_spread(minutes["plain"]),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
 from indistill.errors import TrainingError
+from indistill.memory import keep_freed_memory
 
 Restart = Literal["never", "phase", "epoch"]
 Record = dict[str, float | int | str]
@@ -60,6 +61,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite.
     """
+    keep_freed_memory()
     optimiser = _make_optimiser(student, beta2)
     epoch, objective = 0, (phases[0].objective, phases[0].stage)
     student.train()
