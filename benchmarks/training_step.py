@@ -11,7 +11,8 @@ autograd graph built), a pruned copy of its stages and the whole student, of whi
 epoch. Its targets are detached, so that backward stops there.
 
 Each phase is timed over some steps after a warm-up, plain and ours in turn, each in a process of its own, in several
-rounds. The schedule of 70 epochs is extrapolated from the time per step; the start of an epoch (loader workers, shuffling) is in neither figure.
+rounds. The schedule of 70 epochs is extrapolated from the time per step; the start of an epoch (loader workers,
+shuffling) is in neither figure.
 """
 
 import argparse
@@ -207,7 +208,7 @@ def make_ours(pixels: Pixels, recipe: Recipe) -> Run:
             batch_statistics = recipe.targets.statistics == "batch"
             return build_step(distillation, phase, example, scale=recipe.loss.scale, batch_statistics=batch_statistics)
 
-        train(distillation.student, (phase,), batches, build, stopwatch, **recipe.adam)
+        train(distillation.student, (phase,), batches, build, stopwatch, **recipe.adam, ahead=recipe.targets.ahead)
 
     return run
 

@@ -101,7 +101,7 @@ def run_compress(pairing: Pairing, pixels: Pixels, recipe: Recipe, settings: Run
         return build_step(distillation, phase, example, scale=recipe.loss.scale, batch_statistics=batch_statistics)
 
     with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(student, phases, batches, build, monitor, **recipe.adam)
+        train(student, phases, batches, build, monitor, **recipe.adam, ahead=recipe.targets.ahead)
     save_weights(student, settings.out / WEIGHTS_NAMES["compress"])
     write_training_report(settings.out / "report.html", config, monitor.records)
     return settings.out

@@ -83,9 +83,10 @@ class LossSection(Section):
 
 
 class TargetsSection(Section):
-    """The batch norm of the pruned teacher: `kept` statistics, or those of each `batch`, as in the published code."""
+    """The batch norm of the pruned teacher, by `kept` statistics or those of each `batch` as in the published code."""
 
     statistics: Literal["kept", "batch"] = "kept"
+    ahead: bool = False  # made by a thread while the student trains: for students too small to use all cores
 
 
 class Recipe(Section):

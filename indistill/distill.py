@@ -63,11 +63,14 @@ class StageStep:
             use_batch_statistics(teacher_tap)
         self.teacher = freeze(teacher_tap)
 
-    def __call__(self, images: Tensor, _labels: Tensor, /) -> Tensor:
-        """Returns the loss of images (B, 3, H, W); labels are not used."""
+    def prepare(self, images: Tensor, _labels: Tensor, /) -> Tensor:
+        """Returns the teacher's chosen channels (B, width, H, W) for images (B, 3, H, W)."""
         with torch.inference_mode():
-            features = self.teacher(images)
-        target = features[:, self.keep]  # made outside inference mode, so that autograd may keep it
+            features: Tensor = self.teacher(images)
+        return features[:, self.keep]  # made outside inference mode, so that autograd may keep it
+
+    def __call__(self, images: Tensor, target: Tensor, /) -> Tensor:
+        """Returns the loss of images (B, 3, H, W)."""
         target, imitation = align_sizes(target, self.network(images))
         return F.mse_loss(imitation, target)
 
@@ -80,11 +83,15 @@ class EmbeddingStep:
         self.network = Embedder(distillation.student, distillation.student_embedding)
         self.scale = scale
 
-    def __call__(self, images: Tensor, _labels: Tensor, /) -> Tensor:
-        """Returns the loss of images (B, 3, H, W); labels are not used."""
+    def prepare(self, images: Tensor, _labels: Tensor, /) -> Tensor:
+        """Returns the teacher's embeddings (B, D) for images (B, 3, H, W)."""
         with torch.inference_mode():
-            target = self.teacher(images)
-        return self.scale * compute_pkt_loss(self.network(images), target.clone())
+            embeddings: Tensor = self.teacher(images)
+        return embeddings.clone()  # outside inference mode, so that autograd may keep it
+
+    def __call__(self, images: Tensor, target: Tensor, /) -> Tensor:
+        """Returns the loss of images (B, 3, H, W)."""
+        return self.scale * compute_pkt_loss(self.network(images), target)
 
 
 def build_step(

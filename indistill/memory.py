@@ -25,4 +25,5 @@ def keep_freed_memory() -> bool:
     except AttributeError:
         return False
     options = ((M_MMAP_THRESHOLD, LARGEST_BLOCK), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, KEPT // 16))
-    return all([set_option(option, value) == 1 for option, value in options])
+    answers = [set_option(option, value) for option, value in options]
+    return answers == [1, 1, 1]

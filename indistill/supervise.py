@@ -26,6 +26,10 @@ class ClassStep:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
+    def prepare(self, _images: Tensor, labels: Tensor, /) -> Tensor:
+        """Returns the labels (B,) int64."""
+        return labels
+
     def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
         """Returns the loss of images (B, 3, H, W) and labels (B,) int64."""
         return F.cross_entropy(self.network(images), labels)

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from indistill.ahead import run_ahead
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
 from indistill.errors import TrainingError
@@ -23,8 +24,11 @@ class Step(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
-    def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
-        """Returns a scalar loss for images (B, 3, H, W) and labels (B,)."""
+    def prepare(self, images: Tensor, labels: Tensor, /) -> Tensor:
+        """Returns the target for images (B, 3, H, W) and labels (B,): all that no student is needed for."""
+
+    def __call__(self, images: Tensor, target: Tensor, /) -> Tensor:
+        """Returns a scalar loss for images and their target."""
 
 
 class Monitor(Protocol):
@@ -46,6 +50,7 @@ def train(
     *,
     restart: Restart = "never",
     beta2: float = 0.999,
+    ahead: bool = False,
 ) -> None:
     """Trains a network in place through all phases.
 
@@ -57,6 +62,8 @@ def train(
         monitor: is told of each batch and epoch.
         restart: when Adam starts anew: `phase` is each time that the loss becomes another one.
         beta2: decay of Adam's second moment.
+        ahead: whether a thread makes the next batch and its target while the student trains on this one: faster on a
+            CPU where the student's own work is the larger part and too small for all cores. See `run_ahead`.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -78,9 +85,10 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = phase.lr
             started, total = time.perf_counter(), torch.zeros((), device=batches.labels.device)
-            for images, labels in batches.draw_epoch():
+            prepared = ((images, step.prepare(images, labels)) for images, labels in batches.draw_epoch())
+            for images, target in run_ahead(prepared) if ahead else prepared:
                 optimiser.zero_grad(set_to_none=True)
-                loss = step(images, labels)
+                loss = step(images, target)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 total += loss.detach()

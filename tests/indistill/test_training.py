@@ -58,7 +58,7 @@ def test_a_stage_step_is_the_mean_squared_error_to_the_chosen_channels() -> None
     step = StageStep(distillation, PAIRS[1], EXAMPLE, batch_statistics=False)
     step.network.train()
     images = torch.randn(4, 3, 32, 32)
-    loss = step(images, torch.zeros(4))
+    loss = step(images, step.prepare(images, torch.zeros(4)))
     keep = select_channels(measure_importance(distillation.teacher.conv2), 16)
     with torch.no_grad():
         target = Tap(distillation.teacher.eval(), "stage2")(images)[:, keep]
@@ -75,7 +75,8 @@ def test_an_embedding_step_is_scaled_pkt() -> None:
         student = Embedder(distillation.student, "embedding").eval()(images)
         teacher = Embedder(distillation.teacher, "embedding").eval()(images)
         expected = 50 * float(compute_pkt_loss(student, teacher))
-    assert step(images, torch.zeros(6)).item() == pytest.approx(expected, rel=1e-3)
+    loss = step(images, step.prepare(images, torch.zeros(6)))
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_preparing_a_step_leaves_the_students_statistics_alone() -> None:
@@ -93,13 +94,15 @@ def test_the_teacher_never_changes() -> None:
     assert all(torch.equal(before[name], value) for name, value in distillation.teacher.state_dict().items())
 
 
-def train_phases(distillation: Distillation, phases: tuple[Phase, ...], *, batch_statistics: bool = False) -> Silent:
+def train_phases(
+    distillation: Distillation, phases: tuple[Phase, ...], *, batch_statistics: bool = False, ahead: bool = False
+) -> Silent:
     monitor = Silent()
 
     def build(phase: Phase):
         return build_step(distillation, phase, EXAMPLE, scale=1000, batch_statistics=batch_statistics)
 
-    train(distillation.student, phases, make_batches(), build, monitor)
+    train(distillation.student, phases, make_batches(), build, monitor, ahead=ahead)
     return monitor
 
 
@@ -151,7 +154,10 @@ class CountingStep:
     def __init__(self, network: nn.Linear) -> None:
         self.network, self.seen = network, []
 
-    def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
+    def prepare(self, images: Tensor, labels: Tensor, /) -> Tensor:
+        return labels
+
+    def __call__(self, images: Tensor, target: Tensor, /) -> Tensor:
         self.seen.append(self.network.weight.item())
         return self.network.weight.sum() * 0.1 ** ((len(self.seen) - 1) // 4)
 
@@ -166,15 +172,23 @@ def test_adam_starts_anew_when_it_is_told_to(restart, full_steps: set[int]) -> N
     assert {i for i, size in enumerate(steps) if size > 0.99e-2} == full_steps
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
-    def run() -> dict[str, Tensor]:
-        torch.manual_seed(5)
-        distillation = make_distillation()
-        train_phases(distillation, (*build_warm_up(1, 1, 1e-3), Phase("e", "embedding", 0, 1, 1e-3)))
-        return distillation.student.state_dict()
+def train_seeded(*, ahead: bool) -> tuple[dict[str, Tensor], list[float]]:
+    torch.manual_seed(5)
+    distillation = make_distillation()
+    phases = (*build_warm_up(1, 1, 1e-3), Phase("e", "embedding", 0, 1, 1e-3))
+    monitor = train_phases(distillation, phases, ahead=ahead)
+    return distillation.student.state_dict(), [record["loss"] for record in monitor.records]
 
-    first, second = run(), run()
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_same_seed_gives_the_same_weights(ahead: bool) -> None:
+    first, second = train_seeded(ahead=ahead)[0], train_seeded(ahead=ahead)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_targets_made_ahead_give_the_same_losses() -> None:
+    alone, ahead = train_seeded(ahead=False)[1], train_seeded(ahead=True)[1]
+    assert ahead == pytest.approx(alone, rel=1e-3)  # other threads, other order of sums
 
 
 def test_shipped_recipes_validate_and_faithful_changes_known_keys() -> None:
