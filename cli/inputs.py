@@ -62,6 +62,7 @@ def load_described(
     network = load_network(model, weights=weights, arguments={"image_size": preprocessing.image_size})
     check_image_size(network.module, network.embedding, preprocessing.image_size, "model")
     if run is None:
+        warn_of_random_weights(network, "model", "--weights")
         return DescribedNetwork(network, preprocessing, None, None, Provenance())
     provenance = Provenance(run.config.get("teacher", {}).get("spec", ""), read_environment(run)["data_fingerprint"])
     file = run.weights.with_suffix(".onnx")
@@ -133,19 +134,24 @@ def check_source_is_kept(model: str, weights: Path | None, out: Path) -> None:
         raise ExistsError(f"{out} is the run of the model '{model}' itself; choose another --out")
 
 
-def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:
-    """Prints a warning if the teacher has random weights, or was trained with another preprocessing."""
+def warn_of_random_weights(network: "Network", role: str, option: str) -> None:
+    """Prints a warning if a paper's or a zoo's network has random weights."""
     from indistill.models.specs import has_random_weights, parse_model_spec
 
-    console = make_console()
-    spec = parse_model_spec(teacher.source)
-    if teacher.weights is None and has_random_weights(spec):
-        console.print(
-            f"warning: the teacher '{teacher.source}' has random weights: name its weights with --teacher-weights",
-            markup=False,
+    if network.weights is None and has_random_weights(parse_model_spec(network.source)):
+        make_console().print(
+            f"warning: the {role} '{network.source}' has random weights: name its weights with {option}", markup=False
         )
+
+
+def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:
+    """Prints a warning if the teacher has random weights, or was trained with another preprocessing."""
+    from indistill.models.specs import parse_model_spec
+
+    warn_of_random_weights(teacher, "teacher", "--teacher-weights")
+    spec = parse_model_spec(teacher.source)
     if spec.kind == "run" and read_run(Path(spec.name)).preprocessing != preprocessing:
-        console.print(
+        make_console().print(
             f"warning: the teacher {spec.name} was trained with another size, crop, mean or std than the recipe's",
             markup=False,
         )

@@ -257,6 +257,13 @@ def test_export_describes_the_file_as_json(places: Places) -> None:
     assert result.err == ""
 
 
+def test_random_weights_are_pointed_out(places: Places) -> None:
+    line = "export paper:cnn-s --onnx --out {out}.onnx --recipe digits --data {loose}"
+    assert "warning: the model 'paper:cnn-s' has random weights: name its weights" in succeed(*fill(line, places)).err
+    weights = places["run"] / "student.safetensors"
+    assert "warning" not in succeed(*fill(line, places), "--weights", weights, "--overwrite").err
+
+
 def test_a_setting_of_export_changes_the_runs_own_preprocessing(places: Places) -> None:
     result = succeed("export", places["run"], "--onnx", "--out", places["out"], "--set", "data.crop=0.5", "--json")
     own = read_config(places["run"])["recipe"]["data"]
