@@ -5,15 +5,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-7
+SCALE = 1000.0  # a mean over N x N is tiny: with this, a weight of 1 gives a loss near 1
 
 
-def compute_pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def compute_pkt_loss(student: Tensor, teacher: Tensor, *, scale: float = 1.0) -> Tensor:
     """Returns the combined PKT loss, a scalar: the Jeffreys divergence of the neighbourhood probabilities of teacher
     and student, summed over a cosine and a Student-t kernel. Teacher and student may differ in width.
 
     Args:
         student: embeddings (N, D_s).
         teacher: embeddings (N, D_t).
+        scale: what the loss is multiplied by; `SCALE` makes it as large as the other losses here.
 
     Reference: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018
     (cosine kernel); Passalis, Tzelepi and Tefas, "Heterogeneous Knowledge Distillation using Information Flow
@@ -23,16 +25,16 @@ def compute_pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = student.float(), teacher.float()
     loss = student.new_zeros(())
     for compute_kernel in (compute_cosine_kernel, compute_student_t_kernel):
-        p = _normalise_rows(compute_kernel(teacher))  # (N, N)
-        q = _normalise_rows(compute_kernel(student))  # (N, N)
+        p = normalise_rows(compute_kernel(teacher))  # (N, N)
+        q = normalise_rows(compute_kernel(student))  # (N, N)
         loss = loss + ((p - q) * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).mean()
-    return loss
+    return scale * loss
 
 
 def compute_cosine_kernel(embeddings: Tensor) -> Tensor:
     """Returns (1 + cosine) / 2 for all pairs of rows, (N, N) in [0, 1]."""
     unit = F.normalize(embeddings, eps=EPSILON)
-    return (1 + unit @ unit.T) / 2
+    return ((1 + unit @ unit.T) / 2).clamp_min(0)  # opposite rows can round to a cosine below -1
 
 
 def compute_student_t_kernel(embeddings: Tensor) -> Tensor:
@@ -42,5 +44,6 @@ def compute_student_t_kernel(embeddings: Tensor) -> Tensor:
     return 1 / (1 + torch.sqrt(distances.clamp_min(0) + EPSILON))
 
 
-def _normalise_rows(kernel: Tensor) -> Tensor:
+def normalise_rows(kernel: Tensor) -> Tensor:
+    """Returns a kernel (N, N) whose rows are divided by their sums: conditional probabilities."""
     return kernel / kernel.sum(1, keepdim=True)
