@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indistill.cli.inputs import load_described, read_pixels
+from indistill.cli.inputs import load_described, read_pixels, warn_of_random_weights
 from indistill.data.pixels import Pixels
 from indistill.data.sets import ImageSet
 from indistill.export.session import EmbeddingSession
@@ -38,6 +38,7 @@ def embed_model_sets(
     from indistill.embedding import embed_pixels
 
     described = load_described(model, weights=weights, recipe=recipe, items=items)
+    warn_of_random_weights(described.network, "model", "--weights")
 
     def embed(images: ImageSet) -> LabelledVectors:
         pixels = read_pixels(images, described.preprocessing)

@@ -32,7 +32,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Export a student as one ONNX file that is verified against PyTorch, or not written."""
-    from indistill.cli.inputs import load_described, read_sample
+    from indistill.cli.inputs import load_described, read_sample, warn_of_random_weights
     from indistill.cli.output import print_export
     from indistill.errors import InputError
     from indistill.export.onnx import export_onnx
@@ -44,6 +44,7 @@ def export(
     if target is None:
         raise InputError(f"'{model}' is no run folder: name the file to write with --out FILE.onnx")
     pixels = read_sample(data or described.data, described.preprocessing, GATE_IMAGES, root=data_root)
+    warn_of_random_weights(described.network, "model", "--weights")
     artefact = export_onnx(
         described.network,
         described.preprocessing,

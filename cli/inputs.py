@@ -62,7 +62,6 @@ def load_described(
     network = load_network(model, weights=weights, arguments={"image_size": preprocessing.image_size})
     check_image_size(network.module, network.embedding, preprocessing.image_size, "model")
     if run is None:
-        warn_of_random_weights(network, "model", "--weights")
         return DescribedNetwork(network, preprocessing, None, None, Provenance())
     provenance = Provenance(run.config.get("teacher", {}).get("spec", ""), read_environment(run)["data_fingerprint"])
     file = run.weights.with_suffix(".onnx")
