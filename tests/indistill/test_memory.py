@@ -1,32 +1,26 @@
-import subprocess
-import sys
+import ctypes
+import platform
+from types import SimpleNamespace
 
 import pytest
 
-from indistill.memory import keep_freed_memory
-
-COUNT_FAULTS = """
-import resource, sys
-import torch
-from indistill.memory import keep_freed_memory
-if sys.argv[1] == "kept" and not keep_freed_memory():
-    sys.exit("not kept")
-def step():
-    blocks = [torch.ones(2**20) for _ in range(4)]  # 4 MiB each
-for _ in range(5):
-    step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
+from indistill import memory
 
 
-def count_faults(mode: str) -> int:
-    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS, mode], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_glibc_accepts_every_option() -> None:
+    assert memory.keep_freed_memory()
 
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
-def test_freed_memory_is_kept() -> None:
-    assert count_faults("kept") * 4 < count_faults("as it comes")
+@pytest.mark.parametrize("refused", [memory.M_MMAP_THRESHOLD, memory.M_TRIM_THRESHOLD, memory.M_TOP_PAD])
+def test_a_refused_option_is_told(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    library = SimpleNamespace(mallopt=lambda option, _value: int(option != refused))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: library)
+    assert not memory.keep_freed_memory()
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace())
+    assert not memory.keep_freed_memory()
