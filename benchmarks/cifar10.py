@@ -1,6 +1,7 @@
 """The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, InDistill; each part alone.
 
     python -m benchmarks.cifar10 --data FOLDER --teacher-weights FILE --out FOLDER [--only NAME ...] [--seeds 1 2 3]
+        [--epochs N]
 
 FOLDER of --data holds `train` and `test` with a sub-folder for each class. Every figure comes from the product's own
 commands, which are printed: train or compress, export, index build over `train`, evaluate with `test`. What is in --out
@@ -28,17 +29,8 @@ VARIANTS = {
     "restart": f"{PLAIN_LR} --set targets.statistics=kept",
     "both": PLAIN_LR,
     "both-lr4": "--lr 0.004",
+    "pkt-lr1": f"--no-warm-up {PLAIN_LR}",
     "pkt-lr4": "--no-warm-up --lr 0.004",
-    "clean-20": f"{PLAIN_LR} --set optimiser.restart=never --set targets.statistics=kept --epochs 20",
-    "batch-20": f"{PLAIN_LR} --set optimiser.restart=never --epochs 20",
-    "restart-20": f"{PLAIN_LR} --set targets.statistics=kept --epochs 20",
-    "both-20": f"{PLAIN_LR} --epochs 20",
-    "both-lr2-20": "--epochs 20",
-    "both-lr4-20": "--lr 0.004 --epochs 20",
-    "pkt-lr1-20": f"--no-warm-up {PLAIN_LR} --epochs 20",
-    "pkt-lr2-20": "--no-warm-up --epochs 20",
-    "pkt-lr4-20": "--no-warm-up --lr 0.004 --epochs 20",
-    "faithful-20": "--faithful --epochs 20",
 }
 
 
@@ -54,10 +46,11 @@ def call(*arguments: str, into: Path | None = None) -> None:
         partial.replace(into)
 
 
-def make_run(name: str, seed: int, data: Path, weights: Path, out: Path) -> None:
+def make_run(name: str, run: Path, seed: int, epochs: int | None, data: Path, weights: Path) -> None:
     """Trains one student and evaluates it exactly; the default's also as deployed."""
-    run = out / f"{name}-{seed}"
     common = ["--recipe", "cifar10", "--data", str(data / "train"), "--out", str(run), "--seed", str(seed)]
+    if epochs is not None:
+        common += ["--epochs", str(epochs)]
     if not (run / "model.safetensors").exists() and not (run / "student.safetensors").exists():
         if name == "supervised":
             call("train", "--model", "paper:cnn-s", *common, "--overwrite")
@@ -65,10 +58,10 @@ def make_run(name: str, seed: int, data: Path, weights: Path, out: Path) -> None
             teacher = ["--teacher", "paper:cnn-a", "--teacher-weights", str(weights), "--student", "paper:cnn-s"]
             call("compress", *teacher, *common, *VARIANTS[name].split(), "--overwrite")
     queries = ["--queries", str(data / "test"), "--json"]
-    exact, deployed = out / f"{run.name}.json", out / f"{run.name}.deployed.json"
+    exact, deployed = run.with_name(f"{run.name}.json"), run.with_name(f"{run.name}.deployed.json")
     if not exact.exists():
         call("evaluate", "--model", str(run), "--gallery", str(data / "train"), *queries, into=exact)
-    file, index = out / f"{run.name}.onnx", out / f"{run.name}.index"
+    file, index = run.with_name(f"{run.name}.onnx"), run.with_name(f"{run.name}.index")
     if name == DEPLOYED and not deployed.exists():
         call("export", str(run), "--onnx", "--out", str(file), "--data", str(data / "test"), "--overwrite")
         call("index", "build", str(data / "train"), "--model", str(file), "--out", str(index), "--overwrite")
@@ -101,6 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=["supervised", "pkt", "faithful", "indistill"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--epochs", type=int, help="of each training in all, the schedule scaled (the recipe's)")
     parser.add_argument("--json", type=Path, help="where the figures of all runs go")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -113,10 +107,12 @@ def main() -> None:
     for name in options.only:
         figures[name] = {"exact": [], "deployed": []}
         for seed in options.seeds if name != "supervised" else options.seeds[:1]:
-            make_run(name, seed, options.data, options.teacher_weights, options.out)
-            figures[name]["exact"].append(read_figures(options.out / f"{name}-{seed}.json"))
+            length = "" if options.epochs is None else f"-{options.epochs}"
+            run = options.out / f"{name}{length}-{seed}"
+            make_run(name, run, seed, options.epochs, options.data, options.teacher_weights)
+            figures[name]["exact"].append(read_figures(run.with_name(f"{run.name}.json")))
             if name == DEPLOYED:
-                figures[name]["deployed"].append(read_figures(options.out / f"{name}-{seed}.deployed.json"))
+                figures[name]["deployed"].append(read_figures(run.with_name(f"{run.name}.deployed.json")))
     columns = list(figures["teacher"]["exact"][0])
     print("| student trained by | runs | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 2) + "|")

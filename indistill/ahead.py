@@ -13,8 +13,8 @@ def run_ahead(items: Iterator[Item]) -> Iterator[Item]:
     """Yields the items of an iterator, each made while the caller works on the one before.
 
     PyTorch's threads are shared out, half to each side, until the last item. With a single thread there is nothing to
-    share, and the items are made when they are asked for. Their order and values are the same in both cases. An
-    exception of the iterator is raised where its item would have come.
+    share, and the items are made when they are asked for. Their order is the same in both cases. An exception of the
+    iterator is raised where its item would have come.
     """
     threads = torch.get_num_threads()
     if threads < 2:

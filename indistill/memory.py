@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Makes the C library keep freed memory for the next request; returns whether it does.
 
     A training step on the CPU frees and requests the same megabytes each time. glibc gives them back to the kernel, and
-    each page that is requested again costs a page fault: a fifth of the time of a small student's step. At most 1 GiB
-    is kept. Nothing happens where the C library is another one.
+    each page that is requested again costs a page fault, which a small student's step notices. At most 1 GiB is kept.
+    Nothing happens where the C library is another one.
     """
     if sys.platform != "linux":
         return False

@@ -5,17 +5,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-7
-SCALE = 1000.0  # a mean over N x N is tiny: with this, a weight of 1 gives a loss near 1
 
 
-def compute_pkt_loss(student: Tensor, teacher: Tensor, *, scale: float = 1.0) -> Tensor:
+def compute_pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Returns the combined PKT loss, a scalar: the Jeffreys divergence of the neighbourhood probabilities of teacher
     and student, summed over a cosine and a Student-t kernel. Teacher and student may differ in width.
 
     Args:
         student: embeddings (N, D_s).
         teacher: embeddings (N, D_t).
-        scale: what the loss is multiplied by; `SCALE` makes it as large as the other losses here.
 
     Reference: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018
     (cosine kernel); Passalis, Tzelepi and Tefas, "Heterogeneous Knowledge Distillation using Information Flow
@@ -25,10 +23,10 @@ def compute_pkt_loss(student: Tensor, teacher: Tensor, *, scale: float = 1.0) ->
     student, teacher = student.float(), teacher.float()
     loss = student.new_zeros(())
     for compute_kernel in (compute_cosine_kernel, compute_student_t_kernel):
-        p = normalise_rows(compute_kernel(teacher))  # (N, N)
-        q = normalise_rows(compute_kernel(student))  # (N, N)
+        p = _normalise_rows(compute_kernel(teacher))  # (N, N)
+        q = _normalise_rows(compute_kernel(student))  # (N, N)
         loss = loss + ((p - q) * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).mean()
-    return scale * loss
+    return loss
 
 
 def compute_cosine_kernel(embeddings: Tensor) -> Tensor:
@@ -44,6 +42,5 @@ def compute_student_t_kernel(embeddings: Tensor) -> Tensor:
     return 1 / (1 + torch.sqrt(distances.clamp_min(0) + EPSILON))
 
 
-def normalise_rows(kernel: Tensor) -> Tensor:
-    """Returns a kernel (N, N) whose rows are divided by their sums: conditional probabilities."""
+def _normalise_rows(kernel: Tensor) -> Tensor:
     return kernel / kernel.sum(1, keepdim=True)
