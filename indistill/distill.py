@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indistill.curriculum import Phase
-from indistill.losses.pkt import compute_pkt_loss
+from indistill.losses.pkt import compute_pkt_loss, compute_probabilities
 from indistill.pruning import align_sizes, check_widths, measure_importance, select_channels
 from indistill.stages import (
     Embedder,
@@ -16,6 +16,7 @@ from indistill.stages import (
     check_image_size,
     find_producer,
     freeze,
+    freeze_cancelled_biases,
     use_batch_statistics,
 )
 from indistill.training import Step
@@ -57,6 +58,7 @@ class StageStep:
             teacher_shape = freeze(teacher_tap)(example).shape
             width = self.network(example).shape
         check_widths(name, teacher_shape, width)
+        freeze_cancelled_biases(self.network.graph)
         _, producer = find_producer(teacher_tap.graph, teacher_shape[1])
         self.keep = select_channels(measure_importance(producer), width[1])
         if batch_statistics:
@@ -82,12 +84,13 @@ class EmbeddingStep:
         self.teacher = freeze(Embedder(distillation.teacher, distillation.teacher_embedding))
         self.network = Embedder(distillation.student, distillation.student_embedding)
         self.scale = scale
+        freeze_cancelled_biases(self.network.tap.graph)
 
     def prepare(self, images: Tensor, _labels: Tensor, /) -> Tensor:
-        """Returns the teacher's embeddings (B, D) for images (B, 3, H, W)."""
+        """Returns the probabilities (2, B, B) of the teacher's embeddings for images (B, 3, H, W)."""
         with torch.inference_mode():
-            embeddings: Tensor = self.teacher(images)
-        return embeddings.clone()  # outside inference mode, so that autograd may keep it
+            target = compute_probabilities(self.teacher(images))
+        return target.clone()  # outside inference mode, so that autograd may keep it
 
     def __call__(self, images: Tensor, target: Tensor, /) -> Tensor:
         """Returns the loss of images (B, 3, H, W)."""

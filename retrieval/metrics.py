@@ -24,6 +24,7 @@ PAPER_BATCH = 128  # queries in a batch of the published evaluation
 PAPER_TOP = 100
 RECALL_POINTS = np.arange(11) / 10
 FEW_VALUES = 8
+BUCKETS = 1 << 15
 DEFAULT_KS = (1, 5, 10, 100)
 
 
@@ -101,27 +102,55 @@ def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ra
     """
     relevant = np.sort(scores[start:end])
     others = np.concatenate((scores[:start], scores[end:]))
-    others.sort()
-    below = np.searchsorted(others, relevant, side="left")[::-1]  # ascending keys are found faster
-    relevant = relevant[::-1]
-    before = len(others) - below  # irrelevant items with a higher or an equal score
-    tied = np.flatnonzero(others[np.minimum(below, len(others) - 1)] == relevant) if len(others) else np.empty(0, int)
-    if len(tied):
-        before[tied] = _resolve_ties(relevant[tied], others, scores, (start, end), positions)
-    return before + np.arange(1, len(relevant) + 1)
+    before, shared, equal = _count_reaching(others, relevant)
+    if len(shared):
+        tied = np.flatnonzero(np.isin(relevant, shared))
+        higher = before[np.searchsorted(relevant, shared)] - equal
+        before[tied] = _resolve_ties(shared, higher, scores, (start, end), positions)[::-1]
+    return before[::-1] + np.arange(1, len(relevant) + 1)
 
 
-def _resolve_ties(tied: Vectors, others: Vectors, scores: Vectors, span: tuple[int, int], positions: Ranks) -> Ranks:
+def _count_reaching(others: Vectors, relevant: Vectors) -> tuple[Ranks, Vectors, Ranks]:
+    """Returns how many irrelevant scores reach or exceed each relevant one, the scores that both have, ascending, and
+    how many irrelevant items have each of those.
+
+    The range of the relevant scores is cut into equal buckets. Most irrelevant scores fall into one without a relevant
+    score, where a table says how many they exceed; the few others are sorted and searched for. (Sorting all of them
+    takes three to seven times longer on AMD's Zen 4 with NumPy 2.4, and as long as this on others.)
+
+    Args:
+        others: irrelevant scores, in any order.
+        relevant: relevant scores, ascending.
+    """
+    lowest, highest = relevant[0], relevant[-1]
+    contenders = others[others >= lowest]
+    with np.errstate(over="ignore", divide="ignore"):
+        scale = np.float32(BUCKETS - 1) / np.float32(highest - lowest)
+    if 0 < scale < np.inf:
+        occupied = ((relevant - lowest) * scale).astype(np.int64)
+        exceeded = np.cumsum(np.bincount(occupied, minlength=BUCKETS))
+        exceeded[occupied] = -1
+        found = exceeded[((np.minimum(contenders, highest) - lowest) * scale).astype(np.int64)]
+    else:  # one score, or a range beyond the numbers' own
+        found = np.full(len(contenders), -1)
+    unclear = np.sort(contenders[found < 0])
+    places = np.searchsorted(relevant, unclear, side="right")
+    counts = np.bincount(found + 1, minlength=len(relevant) + 2)[1:] + np.bincount(places, minlength=len(relevant) + 1)
+    before = np.cumsum(counts[:0:-1])[::-1]
+    shared, equal = np.unique(unclear[relevant[places - 1] == unclear], return_counts=True)
+    return before, shared, equal
+
+
+def _resolve_ties(values: Vectors, higher: Ranks, scores: Vectors, span: tuple[int, int], positions: Ranks) -> Ranks:
     """Returns how many irrelevant items stand before each tied relevant item, in the order of the ranking.
 
     Args:
-        tied: scores of the relevant items that an irrelevant one equals, descending.
-        others: the irrelevant scores, ascending.
+        values: the scores that relevant and irrelevant items have in common, ascending.
+        higher: number of irrelevant items with a higher score than each of them.
         scores: of the whole gallery.
         span: where the relevant items stand in `scores`.
         positions: of the whole gallery.
     """
-    values = np.unique(tied)
     found = _find_candidates(values, scores)
     place = np.minimum(np.searchsorted(values, scores[found]), len(values) - 1)
     equal = values[place] == scores[found]
@@ -132,8 +161,7 @@ def _resolve_ties(tied: Vectors, others: Vectors, scores: Vectors, span: tuple[i
     count = np.cumsum(irrelevant)  # irrelevant items up to here, over all groups of equal scores
     group_start = np.searchsorted(-place[ranking], -place[ranking], side="left")
     within = count - np.concatenate(([0], count))[group_start]
-    higher = len(others) - np.searchsorted(others, values[place[ranking]], side="right")
-    result: Ranks = (higher + within)[~irrelevant]
+    result: Ranks = (higher[place[ranking]] + within)[~irrelevant]
     return result
 
 

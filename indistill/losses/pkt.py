@@ -7,26 +7,31 @@ from torch.nn import functional as F
 EPSILON = 1e-7
 
 
-def compute_pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def compute_pkt_loss(student: Tensor, target: Tensor) -> Tensor:
     """Returns the combined PKT loss, a scalar: the Jeffreys divergence of the neighbourhood probabilities of teacher
     and student, summed over a cosine and a Student-t kernel. Teacher and student may differ in width.
 
     Args:
         student: embeddings (N, D_s).
-        teacher: embeddings (N, D_t).
+        target: the teacher's probabilities (2, N, N), by `compute_probabilities`.
 
     Reference: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018
     (cosine kernel); Passalis, Tzelepi and Tefas, "Heterogeneous Knowledge Distillation using Information Flow
     Modeling", CVPR 2020 (both kernels).
     Differs: an epsilon inside square root, norm and logarithm, for embeddings with signs; always computed in float32.
     """
-    student, teacher = student.float(), teacher.float()
-    loss = student.new_zeros(())
-    for compute_kernel in (compute_cosine_kernel, compute_student_t_kernel):
-        p = _normalise_rows(compute_kernel(teacher))  # (N, N)
-        q = _normalise_rows(compute_kernel(student))  # (N, N)
-        loss = loss + ((p - q) * (torch.log(p + EPSILON) - torch.log(q + EPSILON))).mean()
-    return loss
+    q = compute_probabilities(student)  # (2, N, N)
+    divergence = (target - q) * (torch.log(target + EPSILON) - torch.log(q + EPSILON))
+    return divergence.mean((1, 2)).sum()
+
+
+def compute_probabilities(embeddings: Tensor) -> Tensor:
+    """Returns the conditional probabilities of neighbourhood (2, N, N) of embeddings (N, D): by the cosine kernel, and
+    by the Student-t kernel. Each row sums to one.
+    """
+    embeddings = embeddings.float()
+    kernels = torch.stack([compute_cosine_kernel(embeddings), compute_student_t_kernel(embeddings)])
+    return kernels / kernels.sum(2, keepdim=True)
 
 
 def compute_cosine_kernel(embeddings: Tensor) -> Tensor:
@@ -40,7 +45,3 @@ def compute_student_t_kernel(embeddings: Tensor) -> Tensor:
     squares = embeddings.square().sum(1)  # (N,)
     distances = squares[:, None] + squares[None, :] - 2 * embeddings @ embeddings.T
     return 1 / (1 + torch.sqrt(distances.clamp_min(0) + EPSILON))
-
-
-def _normalise_rows(kernel: Tensor) -> Tensor:
-    return kernel / kernel.sum(1, keepdim=True)

@@ -160,6 +160,30 @@ def test_zeros_of_both_signs_are_one_score() -> None:
     assert rank_relevant(scores, 1, 2, np.arange(3)).tolist() == [2]
 
 
+@pytest.mark.parametrize(
+    ("relevant", "others"),
+    [
+        ((-1.0, 1.0, 300), (-2.0, 2.0, 5000)),  # irrelevant ones below the lowest and above the highest
+        ((0.1, 0.1001, 50), (-1.0, 1.0, 5000)),
+        ((-1e30, 1.0, 40), (0.0, 1.0, 3000)),  # one bucket holds nearly all
+        ((-3e38, 3e38, 40), (-3e38, 3e38, 3000)),  # the range is beyond float32
+        ((0.0, 1e-44, 9), (0.0, 1e-44, 50)),  # the range is denormal
+        ((0.5, 0.5, 1), (0.0, 1.0, 100)),
+        ((0.0, 1.0, 30), (0.0, 0.0, 0)),
+    ],
+)
+def test_ranks_equal_those_of_a_full_sort_whatever_the_range(relevant, others) -> None:
+    random = np.random.default_rng(0)
+    parts = [random.uniform(low, high, count).astype(np.float32) for low, high, count in (others, relevant, others)]
+    parts[2][::7] = random.choice(parts[1], len(parts[2][::7]))  # some irrelevant scores equal relevant ones
+    scores = np.concatenate(parts)
+    start, end = len(parts[0]), len(parts[0]) + len(parts[1])
+    positions = random.permutation(len(scores))
+    ranking = np.lexsort((positions, -scores))
+    expected = 1 + np.flatnonzero((ranking >= start) & (ranking < end))
+    assert rank_relevant(scores, start, end, positions).tolist() == expected.tolist()
+
+
 def test_a_gallery_of_relevant_items_alone_is_perfect() -> None:
     gallery = np.ones((4, 2), dtype=np.float32)
     found = evaluate_vectors(gallery, np.zeros(4, int), gallery[:1], np.zeros(1, int), "cosine", (1,))
