@@ -13,6 +13,7 @@ from indistill.stages import (
     find_embedding_node,
     find_producer,
     freeze,
+    freeze_cancelled_biases,
     list_nodes,
     parse_pairs,
     use_batch_statistics,
@@ -87,6 +88,34 @@ def test_tracing_keeps_the_mode_of_every_module() -> None:
     assert network.training
     assert network.conv1_bn.training
     assert not network.conv2_bn.training
+
+
+def test_a_bias_that_a_batch_norm_cancels_is_not_trained() -> None:
+    network = build_cnn_s().train()
+    images = torch.randn(4, 3, 32, 32)
+    Tap(network, "stage2")(images).square().sum().backward()
+    assert network.conv1.bias.grad.abs().max() < 1e-3 * network.conv1.weight.grad.abs().max()  # nothing but rounding
+    freeze_cancelled_biases(Tap(network, "embedding").graph)
+    assert {name for name, value in network.named_parameters() if not value.requires_grad} == {
+        "conv1.bias",
+        "conv2.bias",
+        "conv3.bias",
+    }
+
+
+def test_a_bias_that_something_else_reads_is_trained() -> None:
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    network = Branched()
+    freeze_cancelled_biases(Tap(network, "add").graph)
+    assert network.conv.bias.requires_grad
 
 
 def test_the_producer_is_the_last_layer_of_that_width_through_residual_adds() -> None:

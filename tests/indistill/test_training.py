@@ -11,7 +11,7 @@ from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
 from indistill.distill import Distillation, EmbeddingStep, StageStep, build_step, check_distillation
 from indistill.errors import ConfigError, ExistsError, ModelError, StageError, TrainingError
-from indistill.losses.pkt import compute_pkt_loss
+from indistill.losses.pkt import compute_pkt_loss, compute_probabilities
 from indistill.models.paper import PaperResNet18, build_cnn_a, build_cnn_s
 from indistill.preprocess import Preprocessing
 from indistill.pruning import measure_importance, select_channels
@@ -74,9 +74,9 @@ def test_an_embedding_step_is_scaled_pkt() -> None:
     with torch.no_grad():
         student = Embedder(distillation.student, "embedding").eval()(images)
         teacher = Embedder(distillation.teacher, "embedding").eval()(images)
-        expected = 50 * float(compute_pkt_loss(student, teacher))
+        expected = 50 * float(compute_pkt_loss(student, compute_probabilities(teacher)))
     loss = step(images, step.prepare(images, torch.zeros(6)))
-    assert loss.item() == pytest.approx(expected, rel=1e-3)
+    assert loss.item() == pytest.approx(expected, rel=5e-3)  # rounding on the diagonal, see test_losses.py
 
 
 def test_preparing_a_step_leaves_the_students_statistics_alone() -> None:
@@ -123,7 +123,8 @@ def test_a_stage_trains_its_own_layers_only() -> None:
     train_phases(distillation, build_warm_up(2, 0, 1e-2))
     changed = {n for n, v in distillation.student.named_parameters() if not torch.equal(before[n], v)}
     assert changed == {
-        f"{layer}.{part}" for layer in ("conv1", "conv1_bn", "conv2", "conv2_bn") for part in ("weight", "bias")
+        *(f"{layer}.weight" for layer in ("conv1", "conv1_bn", "conv2", "conv2_bn")),
+        *(f"{layer}.bias" for layer in ("conv1_bn", "conv2_bn")),  # a batch norm cancels the convolutions' own
     }
 
 
