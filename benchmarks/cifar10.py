@@ -20,7 +20,7 @@ TABLE_METRICS = ("map", "map_paper11", "precision@100")
 DEPLOYED = "indistill"  # the student that is exported, indexed and measured as deployed too
 PLAIN_LR = "--set optimiser.lr=0.001 --set optimiser.final_lr=0.0001"
 VARIANTS = {
-    "supervised": "",
+    "supervised": None,
     "pkt": "--no-warm-up",
     "faithful": "--faithful",
     "indistill": "",
@@ -46,26 +46,42 @@ def call(*arguments: str, into: Path | None = None) -> None:
         partial.replace(into)
 
 
-def make_run(name: str, run: Path, seed: int, epochs: int | None, data: Path, weights: Path) -> None:
-    """Trains one student and evaluates it exactly; the default's also as deployed."""
+def make_run(options: str | None, run: Path, seed: int, epochs: int | None, data: Path, weights: Path) -> Path:
+    """Trains one student, evaluates it exactly and returns the file of its figures.
+
+    Args:
+        options: of `compress`; None for supervised training.
+        run: the run folder.
+        seed: of the training.
+        epochs: to which the schedule is scaled, or None for the recipe's own.
+        data: the folder of `train` and `test`.
+        weights: the teacher's.
+    """
     common = ["--recipe", "cifar10", "--data", str(data / "train"), "--out", str(run), "--seed", str(seed)]
     if epochs is not None:
         common += ["--epochs", str(epochs)]
     if not (run / "model.safetensors").exists() and not (run / "student.safetensors").exists():
-        if name == "supervised":
+        if options is None:
             call("train", "--model", "paper:cnn-s", *common, "--overwrite")
         else:
             teacher = ["--teacher", "paper:cnn-a", "--teacher-weights", str(weights), "--student", "paper:cnn-s"]
-            call("compress", *teacher, *common, *VARIANTS[name].split(), "--overwrite")
-    queries = ["--queries", str(data / "test"), "--json"]
-    exact, deployed = run.with_name(f"{run.name}.json"), run.with_name(f"{run.name}.deployed.json")
+            call("compress", *teacher, *common, *options.split(), "--overwrite")
+    exact = run.with_name(f"{run.name}.json")
     if not exact.exists():
-        call("evaluate", "--model", str(run), "--gallery", str(data / "train"), *queries, into=exact)
+        sets = ["--gallery", str(data / "train"), "--queries", str(data / "test"), "--json"]
+        call("evaluate", "--model", str(run), *sets, into=exact)
+    return exact
+
+
+def deploy_run(run: Path, data: Path) -> Path:
+    """Exports a run, indexes the gallery, evaluates the index and returns the file of its figures."""
+    deployed = run.with_name(f"{run.name}.deployed.json")
     file, index = run.with_name(f"{run.name}.onnx"), run.with_name(f"{run.name}.index")
-    if name == DEPLOYED and not deployed.exists():
+    if not deployed.exists():
         call("export", str(run), "--onnx", "--out", str(file), "--data", str(data / "test"), "--overwrite")
         call("index", "build", str(data / "train"), "--model", str(file), "--out", str(index), "--overwrite")
-        call("evaluate", str(index), *queries, into=deployed)
+        call("evaluate", str(index), "--queries", str(data / "test"), "--json", into=deployed)
+    return deployed
 
 
 def read_figures(path: Path) -> dict[str, float]:
@@ -109,10 +125,10 @@ def main() -> None:
         for seed in options.seeds if name != "supervised" else options.seeds[:1]:
             length = "" if options.epochs is None else f"-{options.epochs}"
             run = options.out / f"{name}{length}-{seed}"
-            make_run(name, run, seed, options.epochs, options.data, options.teacher_weights)
-            figures[name]["exact"].append(read_figures(run.with_name(f"{run.name}.json")))
+            exact = make_run(VARIANTS[name], run, seed, options.epochs, options.data, options.teacher_weights)
+            figures[name]["exact"].append(read_figures(exact))
             if name == DEPLOYED:
-                figures[name]["deployed"].append(read_figures(run.with_name(f"{run.name}.deployed.json")))
+                figures[name]["deployed"].append(read_figures(deploy_run(run, options.data)))
     columns = list(figures["teacher"]["exact"][0])
     print("| student trained by | runs | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 2) + "|")
