@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from indistill.config import Recipe, load_recipe, parse_overrides, validate_recipe
-from indistill.data.pixels import Pixels, load_pixels
+from indistill.data.pixels import Pixels, StreamedPixels, load_pixels, open_pixels
 from indistill.data.sets import ImageSet, open_images, sample_images
 from indistill.errors import ExistsError, InputError
 from indistill.images import SkippedImage
@@ -107,6 +107,14 @@ def read_pixels(images: ImageSet, preprocessing: Preprocessing) -> Pixels:
     """Returns the pixels of a set, with a progress bar, and says how many images were skipped."""
     with show_progress(f"reading {images.name}", len(images.names)) as advance:
         pixels = load_pixels(images, preprocessing, advance)
+    report_skipped(pixels.skipped)
+    return pixels
+
+
+def read_training_pixels(images: ImageSet, recipe: Recipe) -> Pixels | StreamedPixels:
+    """Returns the pixels of a set for training, in memory or streamed; see `read_pixels`."""
+    with show_progress(f"reading {images.name}", len(images.names)) as advance:
+        pixels = open_pixels(images, recipe.preprocessing, advance, recipe.data.memory_limit_gb)
     report_skipped(pixels.skipped)
     return pixels
 
