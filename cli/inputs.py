@@ -103,16 +103,8 @@ def read_recipe(
     return load_recipe(name, overrides | parse_overrides(items or []))
 
 
-def read_pixels(images: ImageSet, preprocessing: Preprocessing) -> Pixels:
-    """Returns the pixels of a set, with a progress bar, and says how many images were skipped."""
-    with show_progress(f"reading {images.name}", len(images.names)) as advance:
-        pixels = load_pixels(images, preprocessing, advance)
-    report_skipped(pixels.skipped)
-    return pixels
-
-
 def read_training_pixels(images: ImageSet, recipe: Recipe) -> Pixels | StreamedPixels:
-    """Returns the pixels of a set for training, in memory or streamed; see `read_pixels`."""
+    """Returns the pixels of a set, in memory or streamed, with a progress bar; says how many images were skipped."""
     with show_progress(f"reading {images.name}", len(images.names)) as advance:
         pixels = open_pixels(images, recipe.preprocessing, advance, recipe.data.memory_limit_gb)
     report_skipped(pixels.skipped)

@@ -1,7 +1,7 @@
 """The readable images of a set, resized: as one uint8 array in memory, or decoded when they are asked for. No torch."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
 
 READ_AHEAD = 64  # images
+BLOCK_BYTES = 64 * 2**20  # of pixels
+BLOCK_BYTES = 64 * 2**20  # of pixels that are read before they are used
 MEMORY_LIMIT_GB = 8.0
 
 
@@ -133,23 +135,19 @@ def load_pixels(
             f"data '{images.name}': {count} images of {side}x{side} need {needed:.1f} GiB, "
             f"more than the limit of {memory_limit_gb:g}; use fewer images or a smaller --image-size"
         )
-    array = np.empty((count, side, side, 3), dtype=np.uint8)
-    reasons: dict[int, str] = {}
-    for position, result in enumerate(_read_all(images, preprocessing, count_decoders())):
-        if isinstance(result, str):
-            reasons[position] = result
-        else:
-            array[position] = result
-        on_progress(1)
-    kept = _list_kept(images, reasons)
-    return Pixels(
-        images.name,
-        array if len(kept) == count else array[kept],
-        images.labels[kept],
-        tuple(images.names[p] for p in kept),
-        images.classes,
-        tuple(SkippedImage(images.names[p], reasons[p]) for p in sorted(reasons)),
-    )
+    pixels = _load(images, preprocessing, range(count), on_progress)
+    require_readable(images.name, len(pixels), pixels.skipped)
+    return pixels
+
+
+def read_blocks(images: ImageSet, preprocessing: Preprocessing) -> Iterator[Pixels]:
+    """Yields a set in parts of 64 MiB of pixels, so that one of any size can be worked through.
+
+    A part may have no readable image; see `require_readable`.
+    """
+    count, size = len(images.names), max(1, BLOCK_BYTES // (preprocessing.image_size**2 * 3))
+    for start in range(0, count, size):
+        yield _load(images, preprocessing, range(start, min(count, start + size)))
 
 
 def scan_pixels(
@@ -174,13 +172,15 @@ def scan_pixels(
     """
     workers = workers or count_decoders()
     digest, reasons = hashlib.sha256(), dict[int, str]()
-    for position, result in enumerate(_read_all(images, preprocessing, workers)):
+    for position, result in _read_all(images, preprocessing, range(len(images.names)), workers):
         if isinstance(result, str):
             reasons[position] = result
         else:
             digest.update(np.ascontiguousarray(result).data)
         on_progress(1)
-    kept = _list_kept(images, reasons)
+    kept = np.array([p for p in range(len(images.names)) if p not in reasons], dtype=np.int64)
+    skipped = _list_skipped(images, reasons)
+    require_readable(images.name, len(kept), skipped)
     labels = images.labels[kept]
     digest.update(labels.tobytes())
     return StreamedPixels(
@@ -190,30 +190,59 @@ def scan_pixels(
         kept,
         labels,
         images.classes,
-        tuple(SkippedImage(images.names[p], reasons[p]) for p in sorted(reasons)),
+        skipped,
         digest.hexdigest(),
         workers,
     )
 
 
-def _read_all(images: ImageSet, preprocessing: Preprocessing, workers: int) -> Iterator[PixelArray | str]:
-    """Yields each image (S, S, 3) uint8, or the reason why it cannot be read."""
+def require_readable(name: str, readable: int, skipped: Sequence[SkippedImage]) -> None:
+    """Raises DataError, with the first reason, if no image of a set can be read."""
+    if not readable:
+        first = skipped[0]
+        raise DataError(f"data '{name}': none of {len(skipped)} images can be read; {first.name}: {first.reason}")
 
-    def read(position: int) -> PixelArray | str:
+
+def _load(
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    positions: range,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Pixels:
+    side, names = preprocessing.image_size, images.names
+    array = np.empty((len(positions), side, side, 3), dtype=np.uint8)
+    reasons: dict[int, str] = {}
+    for position, result in _read_all(images, preprocessing, positions, count_decoders()):
+        if isinstance(result, str):
+            reasons[position] = result
+        else:
+            array[position - positions.start] = result
+        on_progress(1)
+    kept = np.array([p for p in positions if p not in reasons], dtype=np.int64)
+    return Pixels(
+        images.name,
+        array if not reasons else array[kept - positions.start],
+        images.labels[kept],
+        tuple(names[p] for p in kept),
+        images.classes,
+        _list_skipped(images, reasons),
+    )
+
+
+def _read_all(
+    images: ImageSet, preprocessing: Preprocessing, positions: range, workers: int
+) -> Iterator[tuple[int, PixelArray | str]]:
+    """Yields each position with its image (S, S, 3) uint8, or the reason why it cannot be read."""
+
+    def read(position: int) -> tuple[int, PixelArray | str]:
         try:
-            return preprocessing.resize(images.read(position))
+            return position, preprocessing.resize(images.read(position))
         except DataError as error:
-            return str(error)
+            return position, str(error)
 
-    return map_ahead(read, range(len(images.names)), workers=workers, ahead=READ_AHEAD)
+    return map_ahead(read, positions, workers=workers, ahead=READ_AHEAD)
 
 
-def _list_kept(images: ImageSet, reasons: dict[int, str]) -> NDArray[np.int64]:
-    count = len(images.names)
-    kept = np.array([p for p in range(count) if p not in reasons], dtype=np.int64)
-    if not len(kept):
-        first = min(reasons)
-        raise DataError(
-            f"data '{images.name}': none of {count} images can be read; {images.names[first]}: {reasons[first]}"
-        )
-    return kept
+def _list_skipped(images: ImageSet, reasons: dict[int, str]) -> tuple[SkippedImage, ...]:
+    names = images.names
+    return tuple(SkippedImage(names[p], reasons[p]) for p in sorted(reasons))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from indistill.data.ahead import map_ahead
 from indistill.data.batches import Batches
-from indistill.data.pixels import Pixels, StreamedPixels, load_pixels, open_pixels, scan_pixels
+from indistill.data.pixels import Pixels, StreamedPixels, load_pixels, open_pixels, read_blocks, scan_pixels
 from indistill.data.sets import FolderSet, open_folder
 from indistill.errors import DataError
 from indistill.preprocess import Preprocessing
@@ -114,6 +114,18 @@ def test_a_set_above_the_limit_is_streamed(images: FolderSet) -> None:
     assert isinstance(open_pixels(images, PREPROCESSING, memory_limit_gb=0.99 * needed), StreamedPixels)
     with pytest.raises(DataError, match=r"24 images of 16x16 need 0\.0 GiB, more than the limit of 0"):
         load_pixels(images, PREPROCESSING, memory_limit_gb=0)
+
+
+@pytest.mark.parametrize("size", [1, 5, COUNT + 1])
+def test_the_blocks_of_a_set_are_the_set(images: FolderSet, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("indistill.data.pixels.BLOCK_BYTES", size * 16 * 16 * 3)
+    whole, blocks = load_pixels(images, PREPROCESSING), list(read_blocks(images, PREPROCESSING))
+    assert len(blocks) == -(-(COUNT + 1) // size)
+    assert max(len(block) + len(block.skipped) for block in blocks) == size
+    assert np.array_equal(np.concatenate([block.images for block in blocks]), whole.images)
+    assert np.concatenate([block.labels for block in blocks]).tolist() == whole.labels.tolist()
+    assert tuple(name for block in blocks for name in block.names) == whole.names
+    assert tuple(skipped for block in blocks for skipped in block.skipped) == whole.skipped
 
 
 def test_an_image_that_disappears_is_named(images: FolderSet) -> None:
