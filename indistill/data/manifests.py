@@ -7,6 +7,7 @@ its file's place. Paths are relative to the manifest's folder.
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def find_metadata(folder: Path) -> Path | None:
         path = folder / name
         if path.is_file():
             with path.open(encoding="utf-8-sig", errors="replace") as stream:
-                if "file_name" in stream.readline():
+                if re.search(r"\bfile_name\b", stream.readline()):
                     return path
     return None
 

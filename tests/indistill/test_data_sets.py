@@ -194,7 +194,7 @@ def test_the_folder_of_a_hugging_face_metadata_file_is_read_by_it(tmp_path: Path
 
 
 def test_another_file_of_that_name_does_not_make_a_folder_a_manifest(tmp_path: Path) -> None:
-    (tmp_path / "metadata.csv").write_text("author,year\nme,2020\n", encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text("author,image_file_name\nme,2020\n", encoding="utf-8")
     (tmp_path / "x.png").write_bytes(make_png(1))
     assert open_images(str(tmp_path)).names == ["x.png"]
 
