@@ -67,7 +67,7 @@ def compress(
     """Distil a teacher into a light student by InDistill. Labels are not used."""
     import torch
 
-    from indistill.cli.inputs import check_source_is_kept, read_pixels, read_recipe, warn_of_teacher
+    from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels, warn_of_teacher
     from indistill.cli.output import print_run
     from indistill.compress import pair_stages, run_compress
     from indistill.config import FAITHFUL
@@ -95,6 +95,6 @@ def compress(
     loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
     check_trainable(loaded_student, "student")
     pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.curriculum.warm_up)
-    pixels = read_pixels(images, chosen.preprocessing)
+    pixels = read_training_pixels(images, chosen)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
     print_run(run_compress(pairing, pixels, chosen, run_settings))

@@ -5,30 +5,32 @@ from typing import Annotated
 
 import typer
 
-from indistill.cli.options import JsonOption, OverwriteOption
+from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, OverwriteOption
 
 app = typer.Typer(help="Build an index over a gallery of images, and look at it.", no_args_is_help=True)
 
 
 @app.command()
 def build(
-    images: Annotated[Path, typer.Argument(help="The gallery: a folder, classes by sub-folder or none.")],
+    images: Annotated[str, typer.Argument(help="The gallery: a folder, or another data spec (see --data of train).")],
     model: Annotated[Path, typer.Option("--model", "-m", help="The .onnx file that 'indistill export' wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write.")],
     overwrite: OverwriteOption = False,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Embed a folder of images and write an exact index of it, complete or not at all."""
+    """Embed a gallery of images and write an exact index of it, complete or not at all."""
     from indistill.cli.inputs import report_skipped
     from indistill.cli.output import print_index
-    from indistill.data.sets import open_folder
+    from indistill.data.sets import open_images
     from indistill.export.session import EmbeddingSession
     from indistill.progress import show_progress
     from indistill.retrieval.build import build_index, check_index_output
 
     check_index_output(out, overwrite=overwrite)
     session = EmbeddingSession(model)
-    gallery = open_folder(images, str(images))
+    gallery = open_images(images, root=data_root, download=download)
     with show_progress("embedding", len(gallery.names)) as advance:
         manifest, skipped = build_index(gallery, session, out, overwrite=overwrite, on_progress=advance)
     report_skipped(skipped)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from indistill.config import Recipe, load_recipe, parse_overrides, validate_recipe
-from indistill.data.pixels import Pixels, load_pixels
+from indistill.data.pixels import Pixels, StreamedPixels, load_pixels, open_pixels
 from indistill.data.sets import ImageSet, open_images, sample_images
 from indistill.errors import ExistsError, InputError
 from indistill.images import SkippedImage
@@ -103,10 +103,10 @@ def read_recipe(
     return load_recipe(name, overrides | parse_overrides(items or []))
 
 
-def read_pixels(images: ImageSet, preprocessing: Preprocessing) -> Pixels:
-    """Returns the pixels of a set, with a progress bar, and says how many images were skipped."""
+def read_training_pixels(images: ImageSet, recipe: Recipe) -> Pixels | StreamedPixels:
+    """Returns the pixels of a set, in memory or streamed, with a progress bar; says how many images were skipped."""
     with show_progress(f"reading {images.name}", len(images.names)) as advance:
-        pixels = load_pixels(images, preprocessing, advance)
+        pixels = open_pixels(images, recipe.preprocessing, advance, recipe.data.memory_limit_gb)
     report_skipped(pixels.skipped)
     return pixels
 

@@ -7,10 +7,19 @@ import typer
 
 DataOption = Annotated[
     str,
-    typer.Option("--data", help="Images: a folder (classes by sub-folder, or none), digits/SPLIT or cifar10/SPLIT."),
+    typer.Option(
+        "--data",
+        help="Images: a folder (classes by sub-folder, or none), a .csv, .jsonl or .parquet with a column 'path', .tar "
+        "shards, a saved Hugging Face data set, or NAME/SPLIT of digits, cifar10, cifar100, fashionmnist, cub200 or "
+        "imagenet. See docs/data.md.",
+    ),
 ]
 RecipeOption = Annotated[
-    str, typer.Option("--recipe", help="A shipped recipe (cifar10, default, digits) or a .yaml file.")
+    str,
+    typer.Option(
+        "--recipe",
+        help="A shipped recipe (cifar10, cifar100, cub200, default, digits, fashionmnist, imagenet) or a .yaml file.",
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")]
 EpochsOption = Annotated[
@@ -35,7 +44,9 @@ SetOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an older output.")]
 DataRootOption = Annotated[
     Path | None,
-    typer.Option("--data-root", help="Where torchvision's data sets lie.", show_default="~/.cache/indistill"),
+    typer.Option("--data-root", help="Where the data sets that have a name lie.", show_default="~/.cache/indistill"),
 ]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a torchvision data set that is not there.")]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Fetch or unpack a data set that is not there, as torchvision can.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

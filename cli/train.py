@@ -42,7 +42,7 @@ def train(
     """Train a network on labelled images: a teacher, an auxiliary or a baseline."""
     import torch
 
-    from indistill.cli.inputs import check_source_is_kept, read_pixels, read_recipe
+    from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels
     from indistill.cli.output import print_run
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.models.loading import check_trainable, load_network
@@ -60,5 +60,5 @@ def train(
     arguments = {"image_size": chosen.data.image_size, "num_classes": len(images.classes)}
     network = load_network(model, weights=weights, arguments=arguments)
     check_trainable(network, "model")
-    pixels = read_pixels(images, chosen.preprocessing)
+    pixels = read_training_pixels(images, chosen)
     print_run(run_supervised(network, pixels, chosen, run_settings))

@@ -8,7 +8,7 @@ import torch
 from indistill.config import Recipe
 from indistill.curriculum import Phase, build_curriculum, build_warm_up, scale_epochs
 from indistill.data.batches import Batches
-from indistill.data.pixels import Pixels
+from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distill import Distillation, build_step, check_distillation
 from indistill.errors import StageError
 from indistill.models.loading import Network
@@ -71,7 +71,7 @@ def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Ph
     return phases if epochs is None else scale_epochs(phases, epochs)
 
 
-def run_compress(pairing: Pairing, pixels: Pixels, recipe: Recipe, settings: RunSettings) -> Path:
+def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
     """Distils the teacher into the student and returns the run folder. Labels are not used.
 
     Raises:

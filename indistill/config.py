@@ -46,6 +46,7 @@ class DataSection(Section):
     flip: bool = True
     crop_padding: int = Field(4, ge=0)
     batch_size: int = Field(128, ge=2)
+    memory_limit_gb: float = Field(8.0, ge=0)  # GiB of pixels; a larger set is decoded again in each epoch
 
 
 class OptimiserSection(Section):

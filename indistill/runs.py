@@ -7,7 +7,6 @@ student.safetensors (or model.safetensors, of `train`) the weights; there when t
 report.html         curves and figures
 """
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import psutil
 import yaml
 
-from indistill.data.pixels import Pixels
+from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ExistsError, InputError, ModelError
 from indistill.preprocess import Preprocessing
 
@@ -144,7 +143,7 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def describe_environment(pixels: Pixels, seed: int) -> dict[str, Any]:
+def describe_environment(pixels: Pixels | StreamedPixels, seed: int) -> dict[str, Any]:
     """Returns versions, machine, commit, data fingerprint and seed."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -161,17 +160,10 @@ def describe_environment(pixels: Pixels, seed: int) -> dict[str, Any]:
             "memory_bytes": psutil.virtual_memory().total,
         },
         "commit": _find_commit(),
-        "data_fingerprint": fingerprint_pixels(pixels),
+        "data_fingerprint": pixels.fingerprint,
         "images": len(pixels),
         "seed": seed,
     }
-
-
-def fingerprint_pixels(pixels: Pixels) -> str:
-    """Returns the SHA-256 of images and labels, as hexadecimal digits."""
-    digest = hashlib.sha256(pixels.images.data)
-    digest.update(pixels.labels.tobytes())
-    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from indistill.config import Recipe
 from indistill.curriculum import build_supervised, scale_epochs
 from indistill.data.batches import Batches
-from indistill.data.pixels import Pixels
+from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError
 from indistill.models.loading import Network
 from indistill.models.weights import save_weights
@@ -35,7 +35,7 @@ class ClassStep:
         return F.cross_entropy(self.network(images), labels)
 
 
-def run_supervised(network: Network, pixels: Pixels, recipe: Recipe, settings: RunSettings) -> Path:
+def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
     """Trains a network on labelled images and returns its run folder.
 
     The schedule is the recipe's: its epochs at `lr`, then its final epochs at `final_lr`.

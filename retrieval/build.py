@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from indistill import __version__
-from indistill.data.sets import FolderSet
+from indistill.data.sets import ImageSet
 from indistill.errors import DataError, ExistsError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
@@ -27,14 +27,14 @@ INDEX_FILES = {CURRENT, MODEL, SKIPPED, "generations"}
 
 
 def build_index(
-    gallery: FolderSet,
+    gallery: ImageSet,
     session: EmbeddingSession,
     out: Path,
     *,
     overwrite: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Manifest, list[SkippedImage]]:
-    """Embeds a folder of images and writes an exact index of it; the folder appears when it is complete.
+    """Embeds a gallery of images and writes an exact index of it; the folder appears when it is complete.
 
     Args:
         gallery: the images.
@@ -50,7 +50,7 @@ def build_index(
     """
     out = out.resolve()  # an index behind a link is replaced, not the link
     check_index_output(out, overwrite=overwrite)
-    embedded = embed_files(gallery.folder, gallery.names, session, on_progress)
+    embedded = embed_files(gallery, session, on_progress)
     if not embedded.files:
         first = embedded.skipped[0]
         raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
@@ -96,7 +96,7 @@ def _write_generation(
     items: Sequence[CatalogueItem],
     vectors: Embeddings,
     model_sha256: str,
-    gallery: FolderSet,
+    gallery: ImageSet,
     skipped: int,
 ) -> Manifest:
     generation = folder / "generations" / f"{FIRST_GENERATION:08d}"
@@ -112,7 +112,7 @@ def _write_generation(
         metric="inner_product",
         model_sha256=model_sha256,
         generation=FIRST_GENERATION,
-        root=str(gallery.folder.resolve()),
+        root=gallery.root,
         skipped=skipped,
         files={name: hash_file(generation / name) for name in (VECTORS, CATALOGUE)},
         version=__version__,

@@ -1,14 +1,13 @@
 """From image files to vectors: decoding, resizing and inference overlap, and a bad image never shifts a row."""
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from indistill.data.ahead import map_ahead
+from indistill.data.sets import ImageSet
 from indistill.errors import DataError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage, decode_image
@@ -39,13 +38,12 @@ class EmbeddedImages:
 
 
 def embed_files(
-    folder: Path, names: Sequence[str], session: EmbeddingSession, on_progress: Callable[[int], None] = lambda _: None
+    images: ImageSet, session: EmbeddingSession, on_progress: Callable[[int], None] = lambda _: None
 ) -> EmbeddedImages:
     """Returns the vectors of image files, in their order.
 
     Args:
-        folder: the gallery's root.
-        names: paths relative to it.
+        images: the gallery.
         session: the model.
         on_progress: called with the number of files just done.
     """
@@ -59,7 +57,7 @@ def embed_files(
             vectors.append(session.embed_pixels(np.stack(waiting)))
             waiting.clear()
 
-    for result in _read_ahead(folder, names, session):
+    for result in _read_ahead(images, session):
         if isinstance(result, SkippedImage):
             skipped.append(result)
         else:
@@ -74,31 +72,23 @@ def embed_files(
     return EmbeddedImages(files, np.concatenate([empty, *vectors]), skipped)
 
 
-def _read_ahead(
-    folder: Path, names: Sequence[str], session: EmbeddingSession
-) -> Iterator[tuple[ImageFile, PixelArray] | SkippedImage]:
+def _read_ahead(images: ImageSet, session: EmbeddingSession) -> Iterator[tuple[ImageFile, PixelArray] | SkippedImage]:
     """Yields the files in their order, while others are being read."""
     preprocessing = session.artefact.preprocessing
 
-    def read(name: str) -> tuple[ImageFile, PixelArray] | SkippedImage:
-        path = folder / name
+    def read(item: tuple[int, str]) -> tuple[ImageFile, PixelArray] | SkippedImage:
+        position, name = item
         printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
         if printable != name:
             return SkippedImage(printable, "its name is not UTF-8")
         try:
-            content, status = path.read_bytes(), path.stat()
-            pixels = preprocessing.resize(decode_image(content))
+            stored = images.fetch(position)
+            pixels = preprocessing.resize(decode_image(stored.content))
         except DataError as error:
             return SkippedImage(name, str(error))
         except OSError as error:
             return SkippedImage(name, error.strerror or str(error))
-        return ImageFile(name, hashlib.sha256(content).hexdigest(), status.st_size, status.st_mtime_ns), pixels
+        sha256, size_bytes = hashlib.sha256(stored.content).hexdigest(), len(stored.content)
+        return ImageFile(name, sha256, size_bytes, stored.modified_ns), pixels
 
-    pending: deque[Future[tuple[ImageFile, PixelArray] | SkippedImage]] = deque()
-    with ThreadPoolExecutor(DECODERS) as pool:
-        for name in names:
-            pending.append(pool.submit(read, name))
-            if len(pending) > AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    return map_ahead(read, enumerate(images.names), workers=DECODERS, ahead=AHEAD)

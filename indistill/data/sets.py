@@ -1,5 +1,6 @@
-"""Data specs and the image sets that they name. Needs no torch, but for the torchvision data sets."""
+"""Data specs and the image sets that they name. Needs no torch, but for torchvision's readers."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,15 @@ from indistill.errors import DataError, suggest_nearest
 from indistill.images import decode_image, list_images
 
 SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
-NAMED_SETS = ("digits", "cifar10")
-DIGITS_TEST_EVERY = 4  # every fourth digit of a class is a test image
 UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image as it is stored: an encoded file, and when that was changed (nanoseconds; 0 where it never is)."""
+
+    content: bytes
+    modified_ns: int
 
 
 class ImageSet(Protocol):
@@ -23,13 +30,16 @@ class ImageSet(Protocol):
 
     Attributes:
         name: the data spec.
-        names: of each image: its path relative to the folder, or a number.
+        root: the folder that the names are relative to, or the data spec where they are no paths.
+        names: of each image, without repetition: its path relative to the root, or a number.
         classes: the class names, sorted; empty where there are no labels.
         labels: (N,) int64, an index into `classes`, or -1.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def root(self) -> str: ...
     @property
     def names(self) -> Sequence[str]: ...
     @property
@@ -39,6 +49,9 @@ class ImageSet(Protocol):
 
     def read(self, position: int) -> Image.Image:
         """Returns the RGB image at a position. Raises DataError with the reason where it cannot be read."""
+
+    def fetch(self, position: int) -> StoredImage:
+        """Returns the stored form of the image at a position. Raises DataError or OSError where there is none."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +64,18 @@ class FolderSet:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
 
+    @property
+    def root(self) -> str:
+        return str(self.folder.resolve())
+
     def read(self, position: int) -> Image.Image:
         """Returns the decoded file."""
         return decode_image(self.folder / self.names[position])
+
+    def fetch(self, position: int) -> StoredImage:
+        """Returns the file."""
+        path = self.folder / self.names[position]
+        return StoredImage(path.read_bytes(), path.stat().st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -66,9 +88,19 @@ class ArraySet:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
 
+    @property
+    def root(self) -> str:
+        return self.name
+
     def read(self, position: int) -> Image.Image:
         """Returns the image."""
         return Image.fromarray(self.images[position])
+
+    def fetch(self, position: int) -> StoredImage:
+        """Returns the image as PPM, whose bytes are the same on every machine."""
+        stream = io.BytesIO()
+        self.read(position).save(stream, format="PPM")
+        return StoredImage(stream.getvalue(), 0)
 
 
 @dataclass(frozen=True)
@@ -81,6 +113,10 @@ class SampledSet:
     @property
     def name(self) -> str:
         return self.images.name
+
+    @property
+    def root(self) -> str:
+        return self.images.root
 
     @property
     def names(self) -> Sequence[str]:
@@ -98,10 +134,16 @@ class SampledSet:
         """Returns the image at a position of the sample."""
         return self.images.read(self.positions[position])
 
+    def fetch(self, position: int) -> StoredImage:
+        """Returns the stored form of the image at a position of the sample."""
+        return self.images.fetch(self.positions[position])
+
 
 def locate_data(spec: str) -> str:
     """Returns a data spec that means the same from any folder."""
-    return str(Path(spec).resolve()) if Path(spec).exists() else spec
+    from indistill.data.shards import is_shard_pattern
+
+    return str(Path(spec).resolve()) if Path(spec).exists() or is_shard_pattern(spec) else spec
 
 
 def sample_images(images: ImageSet, count: int) -> SampledSet:
@@ -111,31 +153,49 @@ def sample_images(images: ImageSet, count: int) -> SampledSet:
 
 
 def open_images(spec: str, *, root: Path | None = None, download: bool = False) -> ImageSet:
-    """Returns the image set that a data spec names: a folder, `digits/SPLIT` or `cifar10/SPLIT`.
-
-    A folder that exists goes before a name. The split is `train` or `test`, or left out for both (`digits` alone).
+    """Returns the image set that a data spec names; docs/data.md lists the forms. What exists goes before a name.
 
     Args:
         spec: the data spec.
-        root: where torchvision's data sets lie; default `~/.cache/indistill`.
-        download: whether a data set that is not there may be fetched.
+        root: where the data sets that have a name lie; default `~/.cache/indistill`.
+        download: whether a data set that is not there may be fetched or unpacked.
 
     Raises:
-        DataError: the spec names nothing, or a folder that holds no images or several splits.
+        DataError: the spec names nothing, or what cannot be read.
     """
-    if Path(spec).exists():
-        return open_folder(Path(spec), spec)
+    from indistill.data.named import SPLITS, open_named
+    from indistill.data.shards import is_shard_pattern, open_shards
+
+    path = Path(spec)
+    if path.exists():
+        return _open_path(path, spec)
+    if is_shard_pattern(spec):
+        return open_shards(spec)
     name, _, split = spec.partition("/")
-    if name not in NAMED_SETS:
+    if name not in SPLITS:
         raise DataError(
-            f"data '{spec}': there is no such folder, and no data set of this name ({', '.join(NAMED_SETS)})."
-            + suggest_nearest(name, NAMED_SETS)
+            f"data '{spec}': there is no such file or folder, and no data set of this name ({', '.join(SPLITS)})."
+            + suggest_nearest(name, SPLITS)
         )
-    if split not in ("", "train", "test"):
-        raise DataError(f"data '{spec}': {name} has the splits train and test")
-    if name == "digits":
-        return _open_digits(spec, split)
-    return _open_cifar10(spec, split, root or Path("~/.cache/indistill").expanduser(), download)
+    if split not in SPLITS[name]:
+        accepted = ", ".join(f"{name}/{known}" if known else name for known in SPLITS[name])
+        raise DataError(f"data '{spec}': {name} has no split '{split}'; use {accepted}")
+    return open_named(spec, root or Path("~/.cache/indistill").expanduser(), download=download)
+
+
+def _open_path(path: Path, spec: str) -> ImageSet:
+    from indistill.data.huggingface import is_saved_dataset, open_saved_dataset
+    from indistill.data.manifests import SUFFIXES, find_metadata, open_manifest
+    from indistill.data.shards import is_shard_folder, open_shards
+
+    if path.is_file() and path.suffix in SUFFIXES:
+        return open_manifest(path, spec)
+    if path.suffix == ".tar" or is_shard_folder(path):
+        return open_shards(spec)
+    if is_saved_dataset(path):
+        return open_saved_dataset(path, spec)
+    metadata = find_metadata(path)
+    return open_folder(path, spec) if metadata is None else open_manifest(metadata, spec)
 
 
 def open_folder(folder: Path, name: str) -> FolderSet:
@@ -156,44 +216,26 @@ def open_folder(folder: Path, name: str) -> FolderSet:
     return FolderSet(name, folder, [path.as_posix() for path in paths], classes, np.array(labels, dtype=np.int64))
 
 
+def number_labels(labels: Sequence[str | None]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Returns the class names, in the order of numbers where all are numbers, and the class of each label or -1."""
+    found = {label for label in labels if label is not None}
+    numeric = all(label.isascii() and label.isdecimal() for label in found)
+    classes = tuple(sorted(found, key=lambda label: (int(label) if numeric else 0, label)))
+    index = {label: i for i, label in enumerate(classes)}
+    return classes, np.array([UNLABELLED if label is None else index[label] for label in labels], dtype=np.int64)
+
+
 def require_labels(images: ImageSet, purpose: str) -> None:
-    """Raises DataError unless the images have at least two classes."""
+    """Raises DataError unless the images have at least two classes, and each image has one."""
     if len(images.classes) < 2:
         found = "one class" if images.classes else "no classes"
         raise DataError(
-            f"data '{images.name}' has {found}; {purpose} needs a sub-folder for each of two or more classes"
+            f"data '{images.name}' has {found}; {purpose} needs a sub-folder for each of two or more classes, or as "
+            "many labels in the manifest, shards or data set"
         )
-
-
-def _open_digits(spec: str, split: str) -> ArraySet:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 8x8 pixels
-    labels = digits.target.astype(np.int64)
-    occurrence = np.zeros(len(labels), dtype=np.int64)
-    for label in range(10):
-        members = labels == label
-        occurrence[members] = np.arange(members.sum())
-    is_test = occurrence % DIGITS_TEST_EVERY == DIGITS_TEST_EVERY - 1
-    chosen = {"": np.ones_like(is_test), "train": ~is_test, "test": is_test}[split]
-    positions = np.flatnonzero(chosen)
-    rgb = np.repeat(grey[positions][..., None], 3, axis=3)
-    return ArraySet(spec, rgb, [f"{p:05d}" for p in positions], tuple("0123456789"), labels[positions])
-
-
-def _open_cifar10(spec: str, split: str, root: Path, download: bool) -> ArraySet:
-    from torchvision.datasets import CIFAR10
-
-    parts = []
-    for train in {"": (True, False), "train": (True,), "test": (False,)}[split]:
-        try:
-            parts.append(CIFAR10(str(root), train=train, download=download))
-        except RuntimeError as error:
-            hint = "what lies there is damaged: remove it, and try again" if download else "--download fetches it"
-            raise DataError(f"data '{spec}': CIFAR-10 is not in {root}; {hint}") from error
-        except OSError as error:
-            raise DataError(f"data '{spec}': CIFAR-10 could not be fetched ({error})") from error
-    images = np.concatenate([part.data for part in parts])
-    labels = np.concatenate([np.array(part.targets, dtype=np.int64) for part in parts])
-    return ArraySet(spec, images, [f"{p:05d}" for p in range(len(images))], tuple(parts[0].classes), labels)
+    missing = np.flatnonzero(images.labels == UNLABELLED)
+    if len(missing):
+        raise DataError(
+            f"data '{images.name}': {len(missing)} of {len(images.names)} images have no label, the first is "
+            f"{images.names[missing[0]]}; {purpose} needs one for each"
+        )

@@ -260,7 +260,11 @@ def test_stages_that_cannot_be_paired_are_refused_with_what_there_is(refuse: Ref
 
 
 SETTINGS = {
-    "recipe unknown": ("--recipe digit", "recipe 'digit' is not one of cifar10, default, digits", "mean 'digits'?"),
+    "recipe unknown": (
+        "--recipe digit",
+        "recipe 'digit' is not one of cifar10, cifar100, cub200, default, digits",
+        "mean 'digits'?",
+    ),
     "key unknown": ("--set data.image_sise=64", "data.image_sise: no such key. Did you mean 'image_size'?"),
     "section unknown": ("--set optimizer.lr=1", "optimizer: no such key. Did you mean 'optimiser'?"),
     "all problems at once": ("--set data.crop=2 --set optimiser.lrr=1", "data.crop: ", "optimiser.lrr: no such key"),

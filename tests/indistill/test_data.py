@@ -104,7 +104,7 @@ def test_cifar10_is_read_from_torchvisions_files(tmp_path: Path, monkeypatch: py
 def test_an_unknown_data_set_suggests_the_nearest() -> None:
     with pytest.raises(DataError, match="Did you mean 'digits'"):
         open_images("digit/train")
-    with pytest.raises(DataError, match="splits train and test"):
+    with pytest.raises(DataError, match="no split 'validation'; use digits, digits/train, digits/test"):
         open_images("digits/validation")
 
 

@@ -193,7 +193,7 @@ def test_targets_made_ahead_give_the_same_losses() -> None:
 
 
 def test_shipped_recipes_validate_and_faithful_changes_known_keys() -> None:
-    assert list_recipes() == ["cifar10", "default", "digits"]
+    assert list_recipes() == ["cifar10", "cifar100", "cub200", "default", "digits", "fashionmnist", "imagenet"]
     for name in list_recipes():
         assert isinstance(load_recipe(name), Recipe)
     faithful = load_recipe("cifar10", dict(FAITHFUL))
