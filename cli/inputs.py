@@ -229,7 +229,7 @@ def load_teacher(run: Run, teacher: str | None, weights: Path | None) -> "Networ
         )
     spec = described["source"] if file is None else described["spec"]
     network = load_network(spec, weights=file, arguments=described["arguments"], role="teacher")
-    return replace(network, embedding=described["embedding"])
+    return replace(network, source=described["source"], embedding=described["embedding"])
 
 
 def load_untrained(run: Run) -> "Network":

@@ -65,7 +65,8 @@ def test_a_linear_map_undoes_what_a_rotation_cannot() -> None:
 
 
 def test_the_map_is_measured_on_images_that_it_was_not_fitted_on() -> None:
-    first, second = (prepare_vectors(draw(64, seed, 40), "x").vectors for seed in (4, 5))  # 20 images fix a map of 64 dimensions at will
+    first, second = (prepare_vectors(draw(64, seed, 40), "x").vectors for seed in (4, 5))
+    # Half of the images, 20, fix a map of 64 dimensions at will.
     even = np.linalg.lstsq(second[::2], first[::2], rcond=None)[0]
     assert np.allclose(second[::2] @ even, first[::2], atol=1e-3)
     assert measure_mapped_cosine(first, second, rotation=False) < 0.3

@@ -150,5 +150,5 @@ def test_the_baseline_is_a_groups_name_or_a_run_of_it() -> None:
     assert find_group(groups, None) is groups[0]
     assert find_group(groups, "x=2") is groups[1]
     assert find_group(groups, "b") is groups[1]
-    with pytest.raises(InputError, match="--baseline 'z' is neither .* the groups are: x=1; x=2"):
+    with pytest.raises(InputError, match=r"--baseline 'z' is neither .* the groups are: x=1; x=2"):
         find_group(groups, "z")
