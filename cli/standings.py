@@ -103,16 +103,16 @@ def draw_costs(standings: dict[str, Any]) -> str:
     if standings["latency"] is not None:
         latency_ms = standings["latency"]["latency_ms"]
         costs = {"latency ms": [latency_ms[group["name"]] for group in standings["groups"]]} | costs
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    groups = standings["groups"]
+    figure = Figure(figsize=(9, 3.2 + 0.25 * len(groups)), layout="constrained")
     for axes, (label, values) in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs.items(), strict=True):
-        for group, value in zip(standings["groups"], values, strict=True):
+        for group, value in zip(groups, values, strict=True):
             found = group["figures"][MAP]
-            axes.errorbar(
-                value, 100 * found["mean"], 100 * (found["std"] or 0), marker="o", capsize=3, label=group["name"]
-            )
+            axes.errorbar(value, 100 * found["mean"], 100 * (found["std"] or 0), marker="o", capsize=3)
         axes.set(xlabel=label, ylabel="mAP %")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    names = [group["name"].replace("$", r"\$") for group in groups]  # a pair of dollars would be taken for mathematics
+    figure.legend(axes.containers, names, loc="outside lower left", fontsize="small")
     return save_svg(figure)
 
 

@@ -157,6 +157,17 @@ def test_the_page_holds_the_table_and_the_plots(places: Places, runs: list[Path]
     assert "latency" not in text.split("<svg")[0]
 
 
+def test_names_in_the_page_are_escaped(places: Places, runs: list[Path]) -> None:
+    config = (runs[0] / "config.yaml").read_text(encoding="utf-8")
+    name = "<img src=x onerror=alert(1)> $x^ $"  # which is neither HTML nor mathematics
+    (runs[0] / "config.yaml").write_text(config.replace("data: digits/train", f"data: '{name}'"), encoding="utf-8")
+    page = places["here"] / "page.html"
+    succeed("compare", *runs[:2], *name_sets(places), "--no-latency", "--html", page)
+    text = page.read_text(encoding="utf-8")
+    assert "data=&lt;img src=x" in text
+    assert "<img" not in text
+
+
 def test_an_exported_run_is_timed_by_onnx_runtime(places: Places) -> None:
     latency = compare(places["run"], "--threads", 1)["latency"]
     assert latency["engine"] == "onnxruntime"
