@@ -4,9 +4,10 @@
         [--epochs 14]
 
 Every row changes the recipe `cifar10` by the options that it shows, and no more. FOLDER of --data holds `train` and
-`test`; for choosing a recipe that is a split of the training images by `benchmarks.hold_out`. The schedule is a fifth of the
-recipe's 70 epochs unless --epochs says otherwise. What is in --out already is not done again. Prints `map` by the cosine
-in percent as Markdown, mean and standard deviation over the seeds, and the difference to the recipe seed by seed.
+`test`; for choosing a recipe that is a split of the training images by `benchmarks.hold_out`. The schedule is a fifth
+of the recipe's 70 epochs unless --epochs says otherwise. What is in --out already is not done again. Prints `map` by
+the cosine in percent as Markdown, mean and standard deviation over the seeds, and the difference to the recipe seed by
+seed.
 """
 
 import argparse
@@ -24,9 +25,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
     "each loss after the warm-up": {loss: f"--loss {loss}" for loss in LOSSES if loss != "pkt"},
     "alignment": {"a learnt regressor in place of pruning": "--set targets.alignment=regressor"},
     "criterion": {name: f"--criterion {name}" for name in ("l2", "fpgm", "bn-scale", "taylor", "activation", "random")},
-    "curriculum": {
-        name: f"--set curriculum.kind={name}" for name in ("joint", "reversed", "equal", "none", "adaptive")
-    },
+    "curriculum": {name: f"--set curriculum.kind={name}" for name in ("joint", "reversed", "equal", "adaptive")},
 }
 
 

@@ -61,12 +61,14 @@ def compress(
     device: DeviceOption = "auto",
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Measure how close the student is.")] = True,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
     """Distil a teacher into a light student by InDistill. Labels are not used."""
     import torch
 
+    from indistill.cli.closeness import report_trained_run
     from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels, warn_of_teacher
     from indistill.cli.output import print_run
     from indistill.compress import pair_stages, run_compress
@@ -97,4 +99,7 @@ def compress(
     pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.curriculum.warm_up)
     pixels = read_training_pixels(images, chosen)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
-    print_run(run_compress(pairing, pixels, chosen, run_settings))
+    folder = run_compress(pairing, pixels, chosen, run_settings)
+    if report:
+        report_trained_run(folder, loaded_teacher, images, run_settings.device)
+    print_run(folder)

@@ -1,14 +1,15 @@
 """From options to the objects that library calls take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from indistill.config import Recipe, load_recipe, parse_overrides, validate_recipe
 from indistill.data.pixels import Pixels, StreamedPixels, load_pixels, open_pixels
 from indistill.data.sets import ImageSet, open_images, sample_images
-from indistill.errors import ExistsError, InputError
+from indistill.errors import ExistsError, InputError, ModelError
+from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
@@ -164,13 +165,11 @@ def list_engines(run: Run, onnx: Path | None, teacher: str | None, weights: Path
     """
     from indistill.export.bench import Engine
 
-    described = run.config.get("teacher", {})
-    if teacher is None and not described:
-        raise InputError(f"{run.folder} was not written by 'compress', so it has no teacher: name one with --teacher")
     if teacher is not None:
         size = {"image_size": run.preprocessing.image_size}
         first = Engine("teacher", "pytorch", teacher, str(weights) if weights else None, size)
     else:
+        described = describe_teacher(run)
         first = Engine("teacher", "pytorch", described["source"], described.get("weights"), described["arguments"])
     file = onnx or run.weights.with_suffix(".onnx")
     if not file.is_file():
@@ -182,3 +181,64 @@ def list_engines(run: Run, onnx: Path | None, teacher: str | None, weights: Path
         Engine("student", "pytorch", str(run.folder)),
         Engine("student", "onnxruntime", str(file)),
     ]
+
+
+def describe_teacher(run: Run) -> dict[str, Any]:
+    """Returns what a run says of its teacher. Raises InputError if it has none."""
+    described: dict[str, Any] = run.config.get("teacher", {})
+    if not described:
+        raise InputError(f"{run.folder} was not written by 'compress', so it has no teacher: name one with --teacher")
+    return described
+
+
+def load_teacher(run: Run, teacher: str | None, weights: Path | None) -> "Network":
+    """Returns the teacher of a run as it was when the run began, or another one that is named.
+
+    Args:
+        run: of `compress`, or any run where a teacher is named.
+        teacher: model spec or run of another teacher.
+        weights: of that teacher; without one, where the weights of the run's own teacher lie now.
+
+    Raises:
+        InputError: the run has no teacher, or its weights were random and not kept.
+        ModelError: the weights are gone, or are others than those that the run began with.
+    """
+    from indistill.models.loading import load_network
+    from indistill.models.specs import has_random_weights, parse_model_spec
+
+    size = {"image_size": run.preprocessing.image_size}
+    if teacher is not None:
+        return load_network(teacher, weights=weights, arguments=size, role="teacher")
+    described = describe_teacher(run)
+    kept = described.get("weights")
+    file = weights or (Path(kept) if kept else None)
+    if file is None and has_random_weights(parse_model_spec(described["source"])):
+        raise InputError(
+            f"the teacher of {run.folder}, '{described['source']}', had random weights, which are not kept: "
+            "name another with --teacher"
+        )
+    if file is not None and not file.is_file():
+        raise ModelError(
+            f"the weights of the teacher of {run.folder} are gone: there is no file {file}; put them back, or say "
+            "where they are with --teacher-weights"
+        )
+    if file is not None and kept and hash_file(file) != described["weights_sha256"]:
+        raise ModelError(
+            f"{file} is not what {run.folder} was distilled from (SHA-256 {described['weights_sha256'][:12]}...): name "
+            "the right file with --teacher-weights, or another teacher with --teacher"
+        )
+    spec = described["source"] if file is None else described["spec"]
+    network = load_network(spec, weights=file, arguments=described["arguments"], role="teacher")
+    return replace(network, source=described["source"], embedding=described["embedding"])
+
+
+def load_untrained(run: Run) -> "Network":
+    """Returns the network of a run with the random weights that the run's seed gives."""
+    import torch
+
+    from indistill.models.loading import load_network
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.config["seed"])
+        network = load_network(str(run.network["spec"]), arguments=run.network["arguments"], role="student")
+    return replace(network, embedding=run.network["embedding"])

@@ -81,6 +81,23 @@ def print_evaluation(evaluations: "dict[Metric, Evaluation]", *, as_json: bool) 
     typer.echo(f"{first.queries:,} queries; {first.skipped:,} without a match in the gallery were skipped", err=True)
 
 
+def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> None:
+    """Prints how close the student is to its teacher, and the metrics where there are labels."""
+    from indistill.cli.closeness import describe_gallery, describe_images, tabulate_closeness, tabulate_retrieval
+
+    if as_json:
+        print_json(figures)
+    else:
+        print_table(*tabulate_closeness(figures))
+        if figures["retrieval"] is not None:
+            print_table(*tabulate_retrieval(figures))
+            typer.echo(describe_gallery(figures["retrieval"]), err=True)
+        typer.echo(describe_images(figures), err=True)
+    if figures["skipped"]:
+        typer.echo(f"warning: {figures['skipped']} images were skipped", err=True)
+    typer.echo(f"wrote {run / 'report.html'}", err=True)
+
+
 def print_bench(figures: dict[str, Any], *, as_json: bool) -> None:
     """Prints a row for each engine and batch size, and the warnings."""
     if as_json:

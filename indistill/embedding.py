@@ -22,17 +22,18 @@ def embed_pixels(
     """Returns embeddings (N, D) float32 for resized images (N, S, S, 3) uint8, N at least one.
 
     Args:
-        network: with its weights.
+        network: with its weights, on the device that embeds.
         preprocessing: gives mean and std.
         pixels: the images.
         on_progress: called with the number of images just done.
     """
     embedder = freeze(Embedder(network.module, network.embedding))
+    device = next(network.module.parameters(), torch.zeros(0)).device
     parts = []
     with torch.inference_mode():
         for start in range(0, len(pixels), BATCH_SIZE):
             batch = pixels[start : start + BATCH_SIZE]
             images = torch.from_numpy(preprocessing.normalise(batch)).contiguous(memory_format=torch.channels_last)
-            parts.append(embedder(images).numpy())
+            parts.append(embedder(images.to(device)).cpu().numpy())
             on_progress(len(batch))
     return np.concatenate(parts)

@@ -1,29 +1,49 @@
 """report.html: one page that needs no other file."""
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from jinja2 import Environment
 from matplotlib.figure import Figure
+from PIL import Image
 
+from indistill.preprocess import PixelArray
 from indistill.runs import write_text
-from indistill.training import Record
+
+if TYPE_CHECKING:
+    from indistill.training import Record
+
+THUMBNAIL = 96
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, with its caption; `kind` is `query`, `shared` or `plain`."""
+
+    image: str
+    caption: str
+    kind: str = "plain"
 
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A part of the page: a note, a table, a figure (SVG), and HTML made by us; each may be left out."""
+    """A part of the page: a note, a table, a figure (SVG), rows of pictures, and HTML made by us; each may be left out.
+
+    Rows of pictures have a title each.
+    """
 
     title: str
     note: str = ""
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     figure: str = ""
+    pictures: Sequence[tuple[str, Sequence[Picture]]] = ()
     html: str = ""
 
 
@@ -33,8 +53,10 @@ def render_report(title: str, sections: Sequence[ReportSection]) -> str:
     return Environment(autoescape=True).from_string(template).render(title=title, sections=sections)
 
 
-def write_training_report(path: Path, config: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """Writes the page of a run: what was trained, the schedule, the curves."""
+def write_training_report(
+    path: Path, config: Mapping[str, Any], records: Sequence["Record"], more: Sequence[ReportSection] = ()
+) -> None:
+    """Writes the page of a run: what was trained, the schedule, the curves, and more sections where there are any."""
     network = config["network"]["spec"]
     facts = [("network", network), ("parameters", f"{config['parameters']:,}")]
     if "teacher" in config:
@@ -52,11 +74,21 @@ def write_training_report(path: Path, config: Mapping[str, Any], records: Sequen
         ReportSection(
             "Training", note="Mean loss of each epoch; each phase has a loss of its own.", figure=draw_curves(records)
         ),
+        *more,
     ]
     write_text(path, render_report(f"{config['command']}: {network}", sections))
 
 
-def draw_curves(records: Sequence[Record]) -> str:
+def encode_thumbnail(pixels: PixelArray) -> str:
+    """Returns pixels (H, W, 3) uint8 as the data URI of a small JPEG."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def draw_curves(records: Sequence["Record"]) -> str:
     """Returns an SVG of the loss of each epoch, a line for each phase, on a logarithmic axis."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
@@ -77,6 +109,6 @@ def save_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _last_loss(records: Sequence[Record], phase: str) -> float:
+def _last_loss(records: Sequence["Record"], phase: str) -> float:
     losses = [float(record["loss"]) for record in records if record["phase"] == phase]
     return losses[-1] if losses else float("nan")

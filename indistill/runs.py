@@ -5,6 +5,8 @@ environment.json    versions, machine, commit, fingerprint of the data, seed
 metrics.jsonl       a record for each epoch
 student.safetensors (or model.safetensors, of `train`) the weights; there when the run is complete
 report.html         curves and figures
+closeness.json      how close a student is to its teacher, of `compress` and `report`
+evaluation-*.json   metrics that `compare` keeps
 """
 
 import json
@@ -29,6 +31,7 @@ RUN_FILES = (
     "environment.json",
     "metrics.jsonl",
     "report.html",
+    "closeness.json",
     *(name for weights in WEIGHTS_NAMES.values() for name in (weights, weights.replace("safetensors", "onnx"))),
 )
 PACKAGES = ("indistill", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime", "faiss-cpu", "pillow")
@@ -70,8 +73,8 @@ def create_run(folder: Path, config: dict[str, Any], environment: dict[str, Any]
     check_run_output(folder, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:
-            (folder / name).unlink(missing_ok=True)
+        for path in (*(folder / name for name in RUN_FILES), *folder.glob("evaluation-*.json")):
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
     write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -139,8 +142,15 @@ def read_environment(run: Run) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
-    """Returns the records of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Returns the records of a metrics.jsonl.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())})") from error
 
 
 def describe_environment(pixels: Pixels | StreamedPixels, seed: int) -> dict[str, Any]:
@@ -175,7 +185,7 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be text
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -14,7 +14,6 @@ from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
 
 READ_AHEAD = 64  # images
-BLOCK_BYTES = 64 * 2**20  # of pixels
 BLOCK_BYTES = 64 * 2**20  # of pixels that are read before they are used
 MEMORY_LIMIT_GB = 8.0
 

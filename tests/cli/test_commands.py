@@ -47,7 +47,7 @@ def hash_bytes(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-COMMANDS = ["train", "compress", "export", "bench", "index", "search", "evaluate", "demo"]
+COMMANDS = ["train", "compress", "report", "compare", "export", "bench", "index", "search", "evaluate", "demo"]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "index build", "index info"], ids=lambda name: name or "indistill")
@@ -96,7 +96,7 @@ def test_compress_writes_a_complete_run_and_prints_its_folder(places: Places) ->
     result = succeed(*fill(COMPRESS_RUN, places))
     assert result.out == f"{places['out']}\n"
     assert result.err.splitlines()[-1] == f"Next: indistill export {places['out']} --onnx"
-    names = {"config.yaml", "environment.json", "metrics.jsonl", "student.safetensors", "report.html"}
+    names = {"config.yaml", "environment.json", "metrics.jsonl", "student.safetensors", "report.html", "closeness.json"}
     assert {path.name for path in places["out"].iterdir()} == names
     config = read_config(places["out"])
     assert config["pairs"] == STAGE_PAIRS
