@@ -77,6 +77,7 @@ def compress(
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
+    from indistill.models.specs import Argument
     from indistill.runs import check_run_output
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
@@ -96,9 +97,11 @@ def compress(
     images = open_images(data, root=data_root, download=download)
     if chosen.loss.supervised != "none":
         require_labels(images, f"loss.supervised={chosen.loss.supervised}")
-    arguments = {"image_size": chosen.data.image_size}
+    arguments: dict[str, Argument] = {"image_size": chosen.data.image_size}
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
     torch.manual_seed(seed)
+    if chosen.loss.supervised == "cross-entropy":
+        arguments = arguments | {"num_classes": len(images.classes)}
     loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
     check_trainable(loaded_student, "student")
     pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.reads_stages)
