@@ -45,7 +45,7 @@ class Term:
 
 
 def find_logits(network: nn.Module, embedding: str, role: str, reader: str) -> str:
-    """Returns the node of a network's logits: its output, where that is not the embedding.
+    """Returns the node of a network's logits: its output, where something is computed between the embedding and it.
 
     Args:
         network: is traced.
@@ -57,7 +57,9 @@ def find_logits(network: nn.Module, embedding: str, role: str, reader: str) -> s
         ModelError: the network gives no logits.
     """
     nodes = list_nodes(network)
-    if find_node(nodes, embedding) == nodes[-1]:
+    behind = nodes[nodes.index(find_node(nodes, embedding)) + 1 :]
+    modules = dict(network.named_modules())
+    if all(isinstance(modules.get(node), nn.Dropout | nn.Identity) for node in behind):  # as by timm's num_classes=0
         raise ModelError(
             f"{reader} reads logits, and the {role} gives none, its output being its embedding: give it a classifier, "
             "as by num_classes in its spec, or choose a loss of embeddings alone, as --loss pkt"

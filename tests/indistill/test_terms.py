@@ -33,10 +33,10 @@ class Headless(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.conv, self.pool = nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
+        self.flatten, self.classifier = nn.Flatten(), nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.flatten(self.pool(self.conv(image)))
+        return self.classifier(self.flatten(self.pool(self.conv(image))))
 
 
 class Silent:
