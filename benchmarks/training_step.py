@@ -42,7 +42,7 @@ from indistill.config import Recipe, load_recipe
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distill import Distillation, build_step
+from indistill.distill import Distillation, build_step, build_terms
 from indistill.models.loading import load_network
 from indistill.training import Record, Step, train
 
@@ -204,9 +204,11 @@ def make_ours(pixels: Pixels, recipe: Recipe) -> Run:
             pairing.stages,
         )
 
+        terms = build_terms(distillation, example, recipe.loss.options)
+
         def build(phase: Phase) -> Step:
             batch_statistics = recipe.targets.statistics == "batch"
-            return build_step(distillation, phase, example, scale=recipe.loss.scale, batch_statistics=batch_statistics)
+            return build_step(distillation, terms, phase, example, batch_statistics=batch_statistics)
 
         train(distillation.student, (phase,), batches, build, stopwatch, **recipe.adam, ahead=recipe.targets.ahead)
 

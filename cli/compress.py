@@ -1,7 +1,7 @@
 """`indistill compress`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from indistill.cli.options import (
     SeedOption,
     SetOption,
 )
+from indistill.losses.options import LossName
 
 
 def compress(
@@ -41,7 +42,9 @@ def compress(
         ),
     ] = None,
     recipe: RecipeOption = "default",
-    loss: Annotated[Literal["pkt"], typer.Option("--loss", help="Loss of the embedding stage.")] = "pkt",
+    loss: Annotated[
+        LossName | None, typer.Option("--loss", help="Loss of the embedding stage.", show_default="the recipe's")
+    ] = None,
     warm_up: Annotated[
         bool | None,
         typer.Option("--warm-up/--no-warm-up", help="Whether the stages come first.", show_default="the recipe's"),
@@ -65,7 +68,7 @@ def compress(
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
-    """Distil a teacher into a light student by InDistill. Labels are not used."""
+    """Distil a teacher into a light student by InDistill. Labels are used by loss.supervised alone."""
     import torch
 
     from indistill.cli.closeness import report_trained_run
@@ -73,30 +76,37 @@ def compress(
     from indistill.cli.output import print_run
     from indistill.compress import pair_stages, run_compress
     from indistill.config import FAITHFUL
-    from indistill.data.sets import locate_data, open_images
+    from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
+    from indistill.models.specs import Argument
     from indistill.runs import check_run_output
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
 
-    extra: dict[str, object] = {"loss.name": loss, **(FAITHFUL if faithful else {})}
+    extra: dict[str, object] = dict(FAITHFUL) if faithful else {}
+    if loss is not None:
+        extra["loss.name"] = loss
     if warm_up is not None:
         extra["curriculum.warm_up"] = warm_up
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
-    if pair and not chosen.curriculum.warm_up:
+    if pair and not chosen.reads_stages:
         raise InputError("--pair names stages of the warm-up, which --no-warm-up (or the recipe) leaves out")
     check_run_output(out, overwrite=overwrite)
     check_source_is_kept(teacher, teacher_weights, out)
     check_source_is_kept(student, student_weights, out)
     run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
     images = open_images(data, root=data_root, download=download)
-    arguments = {"image_size": chosen.data.image_size}
+    if chosen.loss.supervised != "none":
+        require_labels(images, f"loss.supervised={chosen.loss.supervised}")
+    arguments: dict[str, Argument] = {"image_size": chosen.data.image_size}
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
     torch.manual_seed(seed)
+    if chosen.loss.supervised == "cross-entropy":
+        arguments = arguments | {"num_classes": len(images.classes)}
     loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
     check_trainable(loaded_student, "student")
-    pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.curriculum.warm_up)
+    pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.reads_stages)
     pixels = read_training_pixels(images, chosen)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
     folder = run_compress(pairing, pixels, chosen, run_settings)

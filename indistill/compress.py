@@ -9,7 +9,7 @@ from indistill.config import Recipe
 from indistill.curriculum import Phase, build_curriculum, build_warm_up, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.distill import Distillation, build_step, check_distillation
+from indistill.distill import Distillation, build_step, build_terms, check_distillation
 from indistill.errors import StageError
 from indistill.models.loading import Network
 from indistill.models.weights import save_weights
@@ -72,15 +72,17 @@ def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Ph
 
 
 def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
-    """Distils the teacher into the student and returns the run folder. Labels are not used.
+    """Distils the teacher into the student and returns the run folder. Labels are used by a supervised loss alone.
 
     Raises:
         ExistsError: the folder exists.
+        ModelError: the loss needs logits, and a network does not give them or not as many.
         StageError: a pair cannot be trained.
         TrainingError: the loss is not finite.
     """
     device, batch_statistics = settings.device, recipe.targets.statistics == "batch"
-    phases = plan_curriculum(recipe, len(pairing.stages), settings.epochs)
+    warm_up = recipe.curriculum.warm_up
+    phases = plan_curriculum(recipe, len(pairing.stages) if warm_up else 0, settings.epochs)
     batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=device)
     student = pairing.student.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     distillation = Distillation(
@@ -89,16 +91,19 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
         pairing.teacher.embedding,
         pairing.student.embedding,
         pairing.stages,
+        recipe.targets.alignment,
     )
     example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=device)
-    check_distillation(distillation, example, batch_statistics=batch_statistics)
+    check_distillation(distillation, example, batch_statistics=batch_statistics, warm_up=warm_up)
+    terms = build_terms(distillation, example, recipe.loss.options, classes=len(pixels.classes))
     config = describe_run("compress", pairing.student, recipe, settings, phases)
     config["teacher"] = pairing.teacher.describe_source()
     config["pairs"] = [f"{pair.teacher}:{pair.student}" for pair in distillation.pairs]
     create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
 
     def build(phase: Phase) -> Step:
-        return build_step(distillation, phase, example, scale=recipe.loss.scale, batch_statistics=batch_statistics)
+        before = sum(p.epochs for p in phases[: phases.index(phase)] if p.objective == phase.objective)
+        return build_step(distillation, terms, phase, example, batch_statistics=batch_statistics, first_epoch=before)
 
     with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
         train(student, phases, batches, build, monitor, **recipe.adam, ahead=recipe.targets.ahead)

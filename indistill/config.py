@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from indistill.errors import ConfigError, suggest_nearest
+from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
 
 Triple = tuple[float, float, float]
@@ -77,16 +78,36 @@ class SupervisedSection(Section):
 
 
 class LossSection(Section):
-    """The loss of the embedding stage, and what it is multiplied by."""
+    """The loss of the embedding stage, and one of the labels beside it; see docs/losses.md."""
 
-    name: Literal["pkt"] = "pkt"
-    scale: float = Field(1000.0, gt=0)
+    name: LossName = "pkt"
+    weight: float = Field(1.0, gt=0)
+    scale: float = Field(1000.0, gt=0)  # of PKT, in pkt and pkth alone: 1 as published
+    temperature: float | None = Field(None, gt=0)  # the loss's own where it is not given
+    supervised: SupervisedName = "none"
+    supervised_weight: float = Field(1.0, gt=0)
+
+    @field_validator("temperature")
+    @classmethod
+    def _check_temperature(cls, temperature: float | None, info: ValidationInfo) -> float | None:
+        name = info.data.get("name")
+        if temperature is not None and name is not None and name not in TEMPERATURES:
+            raise ValueError(f"loss '{name}' has none ({', '.join(TEMPERATURES)} have one), leave it out")
+        return temperature
+
+    @property
+    def options(self) -> LossOptions:
+        """The section as plain data."""
+        return LossOptions(**self.model_dump())
 
 
 class TargetsSection(Section):
-    """The batch norm of the pruned teacher, by `kept` statistics or those of each `batch` as in the published code."""
+    """The teacher's side. The batch norm of its stages, by `kept` statistics or those of each `batch` as in the
+    published code; the widths of its stages aligned with the student's by `prune`, or by a learnt `regressor`.
+    """
 
     statistics: Literal["kept", "batch"] = "kept"
+    alignment: Literal["prune", "regressor"] = "prune"
     ahead: bool = False  # made by a thread while the student trains: for students too small to use all cores
 
 
@@ -104,6 +125,11 @@ class Recipe(Section):
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that the data section describes."""
         return Preprocessing(self.data.image_size, self.data.crop, self.data.mean, self.data.std)
+
+    @property
+    def reads_stages(self) -> bool:
+        """Whether teacher and student are compared by stages at all: in the warm-up, or by the loss."""
+        return self.curriculum.warm_up or self.loss.name == "pkth"
 
     @property
     def adam(self) -> Adam:
@@ -211,6 +237,7 @@ def _apply_overrides(data: dict[str, Any], overrides: dict[str, Any]) -> list[st
 def _describe(location: tuple[int | str, ...], kind: str, message: str, value: object) -> str:
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
+        message = message.removeprefix("Value error, ")
         return f"{key}: {message[0].lower()}{message[1:]}, not {value!r}"
     fields: dict[str, Any] = dict(Recipe.model_fields)
     for part in location[:-1]:

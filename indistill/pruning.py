@@ -33,6 +33,15 @@ def select_channels(importance: Tensor, width: int) -> Tensor:
     return order[:width].sort().values
 
 
+def check_ranks(stage: str, teacher_shape: torch.Size, student_shape: torch.Size) -> None:
+    """Raises StageError unless a pair's features are both maps (B, C, H, W) or both vectors (B, C)."""
+    if len(teacher_shape) != len(student_shape) or len(teacher_shape) not in (2, 4):
+        raise StageError(
+            f"stage {stage}: the teacher gives {tuple(teacher_shape)[1:]} and the student {tuple(student_shape)[1:]}; "
+            "both must be maps (C, H, W) or both vectors (C): name other nodes with --pair TEACHER:STUDENT"
+        )
+
+
 def check_widths(stage: str, teacher_shape: torch.Size, student_shape: torch.Size) -> None:
     """Checks that a student stage can imitate a teacher stage.
 
@@ -44,16 +53,12 @@ def check_widths(stage: str, teacher_shape: torch.Size, student_shape: torch.Siz
     Raises:
         StageError: the ranks differ, a rank is neither 2 nor 4, or the teacher is narrower than the student.
     """
-    if len(teacher_shape) != len(student_shape) or len(teacher_shape) not in (2, 4):
-        raise StageError(
-            f"stage {stage}: the teacher gives {tuple(teacher_shape)[1:]} and the student {tuple(student_shape)[1:]}; "
-            "both must be maps (C, H, W) or both vectors (C): name other nodes with --pair TEACHER:STUDENT"
-        )
+    check_ranks(stage, teacher_shape, student_shape)
     if teacher_shape[1] < student_shape[1]:
         raise StageError(
             f"stage {stage}: the teacher has {teacher_shape[1]} channels, fewer than the student's "
-            f"{student_shape[1]}, so there is nothing to prune: use a narrower student, or pair this student stage "
-            "with a wider teacher stage by --pair TEACHER:STUDENT"
+            f"{student_shape[1]}, so there is nothing to prune: use a narrower student, pair this student stage "
+            "with a wider teacher stage by --pair TEACHER:STUDENT, or --set targets.alignment=regressor"
         )
 
 

@@ -29,11 +29,12 @@ class Tap(nn.Module):
 
     def __init__(self, network: nn.Module, node: str) -> None:
         super().__init__()
+        self.node = node
         self.graph = extract_graph(network, node)
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns the node's output for normalised images (B, 3, H, W)."""
-        output: Tensor = self.graph(image)["tap"]
+        output: Tensor = self.graph(image)[self.node]
         return output
 
 
@@ -49,12 +50,16 @@ class Embedder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Returns embeddings (B, D), not normalised, for normalised images (B, 3, H, W)."""
-        feature: Tensor = self.tap(image)
-        if feature.dim() == 4:
-            return feature.mean((2, 3))
-        if feature.dim() == 3:
-            return feature.mean(1)
-        return feature
+        return pool_positions(self.tap(image))
+
+
+def pool_positions(feature: Tensor) -> Tensor:
+    """Returns vectors (B, D): the mean of maps (B, D, H, W) or tokens (B, T, D); vectors as they are."""
+    if feature.dim() == 4:
+        return feature.mean((2, 3))
+    if feature.dim() == 3:
+        return feature.mean(1)
+    return feature
 
 
 def list_nodes(network: nn.Module) -> list[str]:
@@ -103,16 +108,18 @@ def summarise_nodes(nodes: Sequence[str], limit: int = 40) -> list[str]:
     return [*list(shortened)[:limit], "..."]
 
 
-def extract_graph(network: nn.Module, node: str) -> fx.GraphModule:
-    """Returns a graph of the network that ends at a node and shares the network's parameters; its output is a dict
-    with the key `tap`. Its mode (training or not) is the network's.
+def extract_graph(network: nn.Module, *nodes: str) -> fx.GraphModule:
+    """Returns a graph of the network that ends at the last of some nodes and shares the network's parameters; its
+    output is a dict by node. Its mode (training or not) is the network's.
 
     Raises:
         StageError: the network cannot be traced.
     """
     training = {module: module.training for module in network.modules()}
     try:
-        graph: fx.GraphModule = create_feature_extractor(network, {node: "tap"}, suppress_diff_warning=True)
+        graph: fx.GraphModule = create_feature_extractor(
+            network, {node: node for node in nodes}, suppress_diff_warning=True
+        )
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise StageError(_describe_trace_error(network, error)) from error
     finally:

@@ -24,15 +24,18 @@ class ClassStep:
     """Cross-entropy of the logits."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = network
+        self.network, self.learnt = network, nn.Module()
 
-    def prepare(self, _images: Tensor, labels: Tensor, /) -> Tensor:
+    def begin_epoch(self, epoch: int) -> None:
+        """Does nothing: all epochs are alike."""
+
+    def prepare(self, _images: Tensor, labels: Tensor, /) -> tuple[Tensor]:
         """Returns the labels (B,) int64."""
-        return labels
+        return (labels,)
 
-    def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
+    def __call__(self, images: Tensor, target: tuple[Tensor, ...], /) -> Tensor:
         """Returns the loss of images (B, 3, H, W) and labels (B,) int64."""
-        return F.cross_entropy(self.network(images), labels)
+        return F.cross_entropy(self.network(images), target[0])
 
 
 def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:

@@ -24,10 +24,17 @@ class Step(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
-    def prepare(self, images: Tensor, labels: Tensor, /) -> Tensor:
+    @property
+    def learnt(self) -> nn.Module:
+        """What is trained beside the student and dropped afterwards; without parameters where there is nothing."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 0 in the phase."""
+
+    def prepare(self, images: Tensor, labels: Tensor, /) -> tuple[Tensor, ...]:
         """Returns the target for images (B, 3, H, W) and labels (B,): all that no student is needed for."""
 
-    def __call__(self, images: Tensor, target: Tensor, /) -> Tensor:
+    def __call__(self, images: Tensor, target: tuple[Tensor, ...], /) -> Tensor:
         """Returns a scalar loss for images and their target."""
 
 
@@ -78,10 +85,13 @@ def train(
         if restart == "phase" and (phase.objective, phase.stage) != objective:
             optimiser = _make_optimiser(student, beta2)
         objective = (phase.objective, phase.stage)
-        for _ in range(phase.epochs):
+        step.learnt.train()
+        for epoch_of_phase in range(phase.epochs):
             epoch += 1
+            step.begin_epoch(epoch_of_phase)
             if restart == "epoch":
                 optimiser = _make_optimiser(student, beta2)
+            _add_parameters(optimiser, step.learnt)
             for group in optimiser.param_groups:
                 group["lr"] = phase.lr
             started, total = time.perf_counter(), torch.zeros((), device=batches.labels.device)
@@ -112,3 +122,10 @@ def train(
 
 def _make_optimiser(network: nn.Module, beta2: float) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), betas=(0.9, beta2), fused=True)
+
+
+def _add_parameters(optimiser: torch.optim.Adam, learnt: nn.Module) -> None:
+    known = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+    new = [parameter for parameter in learnt.parameters() if id(parameter) not in known]
+    if new:
+        optimiser.add_param_group({"params": new})

@@ -1,10 +1,31 @@
 """Probabilistic knowledge transfer (PKT): equal neighbourhoods rather than equal coordinates."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from indistill.losses.loss import Target
+
 EPSILON = 1e-7
+SCALE = 1000.0  # a mean over N x N is tiny: with this a loss is near 1, and its gradient far above Adam's epsilon
+
+
+@dataclass(frozen=True)
+class PktLoss:
+    """`scale` times the combined PKT loss, see `compute_pkt_loss`; 1 is as published."""
+
+    scale: float = SCALE
+
+    def prepare(self, teacher: Tensor, /) -> Target:
+        """Returns the probabilities (2, N, N) of embeddings (N, D_t), or of maps (N, C_t, H, W), flattened."""
+        return (compute_probabilities(teacher.flatten(1)),)
+
+    def __call__(self, student: Tensor, target: Target, /) -> Tensor:
+        """Returns the loss of embeddings (N, D_s), or of maps (N, C_s, h, w), flattened."""
+        (probabilities,) = target
+        return self.scale * compute_pkt_loss(student.flatten(1), probabilities)
 
 
 def compute_pkt_loss(student: Tensor, target: Tensor) -> Tensor:

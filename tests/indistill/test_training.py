@@ -9,8 +9,9 @@ from indistill.config import FAITHFUL, Recipe, list_recipes, load_recipe, parse_
 from indistill.curriculum import Phase, build_warm_up
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distill import Distillation, EmbeddingStep, StageStep, build_step, check_distillation
+from indistill.distill import Distillation, EmbeddingStep, StageStep, build_step, build_terms, check_distillation
 from indistill.errors import ConfigError, ExistsError, ModelError, StageError, TrainingError
+from indistill.losses.options import LossOptions
 from indistill.losses.pkt import compute_pkt_loss, compute_probabilities
 from indistill.models.paper import PaperResNet18, build_cnn_a, build_cnn_s
 from indistill.preprocess import Preprocessing
@@ -68,7 +69,7 @@ def test_a_stage_step_is_the_mean_squared_error_to_the_chosen_channels() -> None
 
 def test_an_embedding_step_is_scaled_pkt() -> None:
     distillation = make_distillation()
-    step = EmbeddingStep(distillation, scale=50)
+    step = EmbeddingStep(distillation, build_terms(distillation, EXAMPLE, LossOptions(scale=50)))
     step.network.eval()
     images = torch.randn(6, 3, 32, 32)
     with torch.no_grad():
@@ -98,9 +99,10 @@ def train_phases(
     distillation: Distillation, phases: tuple[Phase, ...], *, batch_statistics: bool = False, ahead: bool = False
 ) -> Silent:
     monitor = Silent()
+    terms = build_terms(distillation, EXAMPLE, LossOptions())
 
     def build(phase: Phase):
-        return build_step(distillation, phase, EXAMPLE, scale=1000, batch_statistics=batch_statistics)
+        return build_step(distillation, terms, phase, EXAMPLE, batch_statistics=batch_statistics)
 
     train(distillation.student, phases, make_batches(), build, monitor, ahead=ahead)
     return monitor
@@ -153,12 +155,15 @@ class CountingStep:
     """Its gradient is a tenth from one epoch of four steps to the next, so that Adam's memory shows."""
 
     def __init__(self, network: nn.Linear) -> None:
-        self.network, self.seen = network, []
+        self.network, self.learnt, self.seen = network, nn.Module(), []
 
-    def prepare(self, images: Tensor, labels: Tensor, /) -> Tensor:
-        return labels
+    def begin_epoch(self, epoch: int) -> None:
+        pass
 
-    def __call__(self, images: Tensor, target: Tensor, /) -> Tensor:
+    def prepare(self, images: Tensor, labels: Tensor, /) -> tuple[Tensor]:
+        return (labels,)
+
+    def __call__(self, images: Tensor, target: tuple[Tensor, ...], /) -> Tensor:
         self.seen.append(self.network.weight.item())
         return self.network.weight.sum() * 0.1 ** ((len(self.seen) - 1) // 4)
 
