@@ -613,7 +613,7 @@ COMBINATIONS = {
     "bench a run of train": ("bench {teacher}", "it has no teacher: name one with --teacher"),
     "bench an unknown teacher": ("bench {run} --teacher paper:nothing --rounds 1", "paper has no model 'nothing'"),
     "data set unknown": (TRAIN.replace("{gallery}", "digit/train"), "no data set of this name", "mean 'digits'?"),
-    "split unknown": (TRAIN.replace("{gallery}", "digits/val"), "digits has the splits train and test"),
+    "split unknown": (TRAIN.replace("{gallery}", "digits/val"), "digits has no split 'val'"),
     "data set not fetched": (TRAIN.replace("{gallery}", "cifar10/test") + " --data-root {none}", "--download fetches"),
 }
 
