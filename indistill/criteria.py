@@ -1,4 +1,4 @@
-"""The names of the criteria by which a teacher's channels are kept; `indistill.pruning` computes them. Needs no torch."""
+"""The names of the criteria by which a teacher's channels are kept, see `indistill.pruning`. Needs no torch."""
 
 from typing import Literal, get_args
 
