@@ -21,12 +21,13 @@ import torch
 
 from benchmarks.machine import describe_machine, report_machine, write_figures
 from indistill.cli.walk import STUDENT, TEACHER, TEACHER_EPOCHS
-from indistill.compress import pair_stages, run_compress
+from indistill.compress import run_compress
 from indistill.config import load_recipe
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import open_images
 from indistill.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
+from indistill.pairing import pair_stages
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
 from indistill.settings import RunSettings
 from indistill.supervise import run_supervised

@@ -37,13 +37,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.machine import describe_machine, format_spread, measure_spread, report_machine, write_figures
-from indistill.compress import pair_stages, plan_curriculum
+from indistill.compress import plan_curriculum
 from indistill.config import Recipe, load_recipe
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
 from indistill.distill import Distillation, build_step, build_terms
 from indistill.models.loading import load_network
+from indistill.pairing import pair_stages
 from indistill.training import Record, Step, train
 
 CLASSES = 10

@@ -20,6 +20,7 @@ from indistill.cli.options import (
     SeedOption,
     SetOption,
 )
+from indistill.criteria import Criterion
 from indistill.losses.options import LossName
 
 
@@ -41,6 +42,13 @@ def compress(
             "--pair", metavar="TEACHER:STUDENT", help="Pair two stages by their nodes; repeatable, first to last."
         ),
     ] = None,
+    criterion: Annotated[
+        Criterion | None,
+        typer.Option("--criterion", help="Which channels of a teacher's stage are kept.", show_default="the recipe's"),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a student's stage that is wider than its teacher's; else skip it.")
+    ] = False,
     recipe: RecipeOption = "default",
     loss: Annotated[
         LossName | None, typer.Option("--loss", help="Loss of the embedding stage.", show_default="the recipe's")
@@ -63,6 +71,9 @@ def compress(
     lr: LrOption = None,
     device: DeviceOption = "auto",
     settings: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the pairs of stages and the schedule; write nothing.")
+    ] = False,
     overwrite: OverwriteOption = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Measure how close the student is.")] = True,
     data_root: DataRootOption = None,
@@ -73,13 +84,14 @@ def compress(
 
     from indistill.cli.closeness import report_trained_run
     from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels, warn_of_teacher
-    from indistill.cli.output import print_run
-    from indistill.compress import pair_stages, run_compress
+    from indistill.cli.output import print_pairing, print_run, print_schedule
+    from indistill.compress import check_compress, plan_curriculum, run_compress
     from indistill.config import FAITHFUL
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
+    from indistill.pairing import choose_channels, draw_images, pair_stages
     from indistill.runs import check_run_output
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
@@ -89,6 +101,8 @@ def compress(
         extra["loss.name"] = loss
     if warm_up is not None:
         extra["curriculum.warm_up"] = warm_up
+    if criterion is not None:
+        extra["targets.criterion"] = criterion
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
     if pair and not chosen.reads_stages:
         raise InputError("--pair names stages of the warm-up, which --no-warm-up (or the recipe) leaves out")
@@ -106,9 +120,27 @@ def compress(
         arguments = arguments | {"num_classes": len(images.classes)}
     loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
     check_trainable(loaded_student, "student")
-    pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.reads_stages)
+    prunes = chosen.curriculum.warm_up and chosen.targets.alignment == "prune"
+    pairing = pair_stages(
+        loaded_teacher,
+        loaded_student,
+        parse_pairs(pair or []),
+        warm_up=chosen.reads_stages,
+        image_size=chosen.data.image_size,
+        wider=("refuse" if strict else "skip") if prunes else "keep",
+    )
     pixels = read_training_pixels(images, chosen)
+    if prunes:
+        loaded_teacher.module.to(run_settings.device)
+        drawn = draw_images(pixels, chosen.preprocessing, chosen.targets.criterion).to(run_settings.device)
+        pairing = choose_channels(pairing, drawn, chosen.targets.criterion, seed=seed)
+    check_compress(pairing, pixels, chosen, run_settings.device)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
+    print_pairing(pairing)
+    if dry_run:
+        stages = len(pairing.stages) if chosen.curriculum.warm_up else 0
+        print_schedule(plan_curriculum(chosen, stages, epochs))
+        return
     folder = run_compress(pairing, pixels, chosen, run_settings)
     if report:
         report_trained_run(folder, loaded_teacher, images, run_settings.device)

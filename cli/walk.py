@@ -10,7 +10,7 @@ import torch
 
 from indistill.cli.embedding import embed_index_queries
 from indistill.cli.inputs import load_described
-from indistill.compress import pair_stages, run_compress
+from indistill.compress import run_compress
 from indistill.config import Recipe, load_recipe
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, open_folder, open_images
@@ -20,6 +20,7 @@ from indistill.export.bench import Engine, Protocol, run_bench
 from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import Network, load_network
+from indistill.pairing import pair_stages
 from indistill.report import ReportSection, draw_curves, render_report
 from indistill.retrieval.build import build_index
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval

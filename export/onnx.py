@@ -19,7 +19,7 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.export.verify import measure_parity, require_parity
 from indistill.models.loading import Network
 from indistill.preprocess import PixelArray, Preprocessing
-from indistill.stages import Embedder, freeze
+from indistill.stages import Embedder, end_at_embedding, freeze
 
 OPSET = 20
 EXAMPLE_BATCH = 2  # a batch of one may be taken for a constant
@@ -44,7 +44,7 @@ class DeployedNetwork(nn.Module):
 
     def __init__(self, network: Network, preprocessing: Preprocessing, *, fold: bool = True) -> None:
         super().__init__()
-        embedder = Embedder(network.module, network.embedding)
+        embedder = end_at_embedding(Embedder(network.module, network.embedding), preprocessing.image_size)
         self.embedder = (freeze(embedder) if fold else embedder.eval()).cpu()
         mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))

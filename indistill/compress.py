@@ -1,6 +1,5 @@
 """`compress`: a teacher into a student by InDistill, as one run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,54 +9,13 @@ from indistill.curriculum import Phase, build_curriculum, build_warm_up, scale_e
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distill import Distillation, build_step, build_terms, check_distillation
-from indistill.errors import StageError
-from indistill.models.loading import Network
 from indistill.models.weights import save_weights
 from indistill.monitor import TrainingMonitor
+from indistill.pairing import Pairing
 from indistill.report import write_training_report
 from indistill.runs import WEIGHTS_NAMES, create_run, describe_environment
 from indistill.settings import RunSettings, describe_run
-from indistill.stages import StagePair, check_node, list_nodes, summarise_nodes
 from indistill.training import Step, train
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Teacher, student and their stages, from the input to the output."""
-
-    teacher: Network
-    student: Network
-    stages: tuple[StagePair, ...]
-
-
-def pair_stages(teacher: Network, student: Network, named: tuple[StagePair, ...], *, warm_up: bool) -> Pairing:
-    """Returns the pairing: the pairs that the user named, or the known stages of both networks in their order.
-
-    Args:
-        teacher: the heavy network.
-        student: the light one.
-        named: the pairs of `--pair`; none to take the known stages.
-        warm_up: whether stages are trained at all; without, there are no pairs.
-
-    Raises:
-        StageError: a named node does not exist, or no pairs are named and the stages of a network are not known.
-    """
-    if not warm_up:
-        return Pairing(teacher, student, ())
-    if named:
-        for pair in named:
-            check_node(teacher.module, pair.teacher, "teacher")
-            check_node(student.module, pair.student, "student")
-        return Pairing(teacher, student, named)
-    for role, network in (("teacher", teacher), ("student", student)):
-        if not network.stages:
-            nodes = ", ".join(summarise_nodes(list_nodes(network.module)))
-            raise StageError(
-                f"the stages of the {role} '{network.spec}' are not known: name them with --pair TEACHER:STUDENT, or "
-                f"leave the warm-up out with --no-warm-up. The {role} has: {nodes}"
-            )
-    pairs = zip(teacher.stages, student.stages, strict=False)  # the shorter one decides how many there are
-    return Pairing(teacher, student, tuple(StagePair(t, s) for t, s in pairs))
 
 
 def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, ...]:
@@ -69,6 +27,31 @@ def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Ph
         (recipe.curriculum.final_epochs, recipe.optimiser.final_lr),
     )
     return phases if epochs is None else scale_epochs(phases, epochs)
+
+
+def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, device: torch.device) -> None:
+    """Finds out whether `run_compress` can begin; nothing is written, and random numbers are as before.
+
+    Raises:
+        DataError: there are too few images.
+        ModelError: the loss needs logits, and a network does not give them or not as many.
+        StageError: a pair cannot be trained.
+    """
+    teacher, student = pairing.teacher, pairing.student
+    distillation = Distillation(
+        teacher.module.to(device),
+        student.module.to(device),
+        teacher.embedding,
+        student.embedding,
+        pairing.stages,
+        recipe.targets.alignment,
+    )
+    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=device)
+    batch_statistics, warm_up = recipe.targets.statistics == "batch", recipe.curriculum.warm_up
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        Batches(pixels, recipe.preprocessing, **recipe.batching, seed=0, device=device)
+        check_distillation(distillation, example, batch_statistics=batch_statistics, warm_up=warm_up)
+        build_terms(distillation, example, recipe.loss.options, classes=len(pixels.classes))
 
 
 def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
@@ -99,6 +82,7 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
     config = describe_run("compress", pairing.student, recipe, settings, phases)
     config["teacher"] = pairing.teacher.describe_source()
     config["pairs"] = [f"{pair.teacher}:{pair.student}" for pair in distillation.pairs]
+    config["alignment"] = pairing.describe()
     create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
 
     def build(phase: Phase) -> Step:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from indistill.criteria import Criterion
 from indistill.errors import ConfigError, suggest_nearest
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
@@ -103,9 +104,11 @@ class LossSection(Section):
 
 class TargetsSection(Section):
     """The teacher's side. The batch norm of its stages, by `kept` statistics or those of each `batch` as in the
-    published code; the widths of its stages aligned with the student's by `prune`, or by a learnt `regressor`.
+    published code; the widths of its stages aligned with the student's by `prune`, with channels kept by a
+    `criterion`, or by a learnt `regressor`.
     """
 
+    criterion: Criterion = "l1"
     statistics: Literal["kept", "batch"] = "kept"
     alignment: Literal["prune", "regressor"] = "prune"
     ahead: bool = False  # made by a thread while the student trains: for students too small to use all cores

@@ -16,12 +16,11 @@ from indistill.losses.loss import Target
 from indistill.losses.options import LOGIT_LOSSES, LossOptions
 from indistill.losses.pkt import PktLoss
 from indistill.losses.supervised import build_supervised_loss
-from indistill.pruning import align_sizes, check_ranks, check_widths, measure_importance, select_channels
+from indistill.pruning import align_sizes, check_ranks, check_widths, measure_by, select_channels
 from indistill.stages import (
     StagePair,
     Tap,
     check_image_size,
-    find_producer,
     freeze,
     freeze_cancelled_biases,
     use_batch_statistics,
@@ -78,8 +77,11 @@ class StageStep:
         self.learnt: nn.Module = nn.Identity()
         if distillation.alignment == "prune":
             check_widths(name, teacher_shape, width)
-            _, producer = find_producer(teacher_tap.graph, teacher_shape[1])
-            self.keep = select_channels(measure_importance(producer), width[1])
+            self.keep = torch.tensor(pair.channels, dtype=torch.int64, device=example.device)
+            if not pair.channels:
+                embedding = distillation.teacher_embedding
+                importance = measure_by("l1", distillation.teacher, pair.teacher, embedding, example)
+                self.keep = select_channels(importance, width[1]).to(example.device)
         else:
             check_ranks(name, teacher_shape, width)
             self.learnt = build_regressor(width[1], teacher_shape[1], maps=len(width) == 4).to(example.device)

@@ -4,11 +4,19 @@ A pruned teacher layer that still reads the whole stage before it computes exact
 layer, so pruning is an index select on a tapped feature (InDistill, arXiv 2205.10003, section 3.1).
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indistill.criteria import Criterion
 from indistill.errors import StageError
+from indistill.stages import Tap, freeze, to_map
+from indistill.taps import Taps
+from indistill.trunk import Producer, find_producers
+
+BATCH_SIZE = 32
 
 
 def measure_importance(layer: nn.Conv2d | nn.Linear) -> Tensor:
@@ -17,6 +25,123 @@ def measure_importance(layer: nn.Conv2d | nn.Linear) -> Tensor:
     Reference: Li et al. 2017, "Pruning Filters for Efficient ConvNets", section 3.1.
     """
     return layer.weight.detach().float().abs().flatten(1).sum(1)
+
+
+def measure_l2(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """Returns the l2 norm of each output channel's filter, (C,) float32."""
+    return layer.weight.detach().float().square().flatten(1).sum(1).sqrt()
+
+
+def measure_distances(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """Returns the sum of the Euclidean distances of each output channel's filter to all filters, (C,) float32.
+
+    Filters near the geometric median of all of them are those that the others can stand for.
+
+    Reference: He et al. 2019, "Filter Pruning via Geometric Median", equation 6.
+    """
+    filters = layer.weight.detach().double().flatten(1)
+    # Not by aa + bb - 2ab, which loses the digits of near filters.
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1).float()
+
+
+def measure_scale(producer: Producer) -> Tensor:
+    """Returns the absolute scale of the batch norm behind a layer, (C,) float32.
+
+    Reference: Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming", section 3.
+    Differs: no sparsity was asked of the scales in training; the teacher is taken as it is.
+
+    Raises:
+        StageError: no batch norm follows the layer.
+    """
+    if producer.norm is None or not producer.norm.affine:
+        raise StageError(
+            f"--criterion bn-scale needs a batch norm behind '{producer.name}', and there is none: use l1, l2, fpgm, "
+            "taylor, activation or random"
+        )
+    return producer.norm.weight.detach().float().abs()
+
+
+def measure_activation(teacher: nn.Module, node: str, images: Tensor) -> Tensor:
+    """Returns the mean absolute activation of each channel of a stage over images (N, 3, S, S), (C,) float32."""
+    tap = freeze(Tap(teacher, node))
+    with torch.inference_mode():
+        sums = [_average_positions(tap(batch).abs()).sum(0) for batch in _split_batches(images)]
+    return torch.stack(sums).sum(0).clone() / len(images)
+
+
+def measure_taylor(teacher: nn.Module, node: str, embedding: str, images: Tensor) -> Tensor:
+    """Returns how much an objective would change without each channel of a stage, to first order, (C,) float32.
+
+    The absolute value of activation times gradient, averaged over positions, then over images (N, 3, S, S).
+
+    Reference: Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference",
+        equation 8.
+    Differs: there are no labels, so the objective is not the loss of a classifier but half the squared length of the
+        teacher's own embedding, whose gradient is the embedding itself: a channel counts as far as the embedding is
+        made of it. Channels of one stage are compared, so there is no norm over stages.
+
+    Raises:
+        StageError: the embedding does not depend on the stage.
+    """
+    network = copy.deepcopy(teacher).eval().requires_grad_(False)
+    for module in network.modules():
+        if "inplace" in vars(module):
+            vars(module)["inplace"] = False  # an activation would overwrite what is tapped
+    taps = Taps(network, [node, embedding])
+    sums = []
+    for batch in _split_batches(images):
+        feature, output = taps(batch.clone().requires_grad_(True))
+        objective = output.square().sum() / 2
+        (gradient,) = torch.autograd.grad(objective, feature, allow_unused=True)
+        if gradient is None:
+            raise StageError(f"--criterion taylor: the embedding '{embedding}' does not depend on '{node}'")
+        products = to_map((feature * gradient).detach(), images.shape[-1])
+        sums.append(_average_positions(products).abs().sum(0))
+    return torch.stack(sums).sum(0) / len(images)
+
+
+def measure_by(
+    criterion: Criterion, teacher: nn.Module, node: str, embedding: str, images: Tensor, seed: int = 0
+) -> Tensor:
+    """Returns the importance of each channel of a teacher's stage, (C,) float32.
+
+    Args:
+        criterion: `l1`, `l2`, `fpgm` and `bn-scale` look at the layers that make the stage (see `find_producers`);
+            `taylor` and `activation` at images; `random` at nothing.
+        teacher: in any mode; never changed.
+        node: its stage.
+        embedding: node of its embedding, for `taylor`.
+        images: normalised images (N, 3, S, S); for the other criteria only their size counts.
+        seed: of `random`.
+
+    Raises:
+        StageError: the criterion cannot be used for this stage.
+    """
+    if criterion == "activation":
+        return measure_activation(teacher, node, images)
+    if criterion == "taylor":
+        return measure_taylor(teacher, node, embedding, images)
+    if criterion == "random":
+        with torch.inference_mode():
+            width = freeze(Tap(teacher, node))(images[:2]).shape[1]
+        return torch.rand(width, generator=torch.Generator().manual_seed(seed))
+    producers = find_producers(teacher, node, images.shape[-1])
+    measures = {"l1": measure_importance, "l2": measure_l2, "fpgm": measure_distances}
+    if criterion == "bn-scale":
+        return torch.cat([measure_scale(producer) for producer in producers])
+    return torch.cat([measures[criterion](producer.layer) for producer in producers])
+
+
+def measure_energy(teacher: nn.Module, node: str, channels: Tensor, images: Tensor) -> float:
+    """Returns the share, 0 to 1, of a stage's energy that some channels carry: the sum of the squares of their
+    activations on images (N, 3, S, S) over that of all channels; 0 where all are zero.
+    """
+    tap = freeze(Tap(teacher, node))
+    with torch.inference_mode():
+        energies = [_average_positions(tap(batch).double().square()).sum(0) for batch in _split_batches(images)]
+    energy = torch.stack(energies).sum(0)
+    total = float(energy.sum())
+    return float(energy[channels.to(energy.device)].sum()) / total if total else 0.0
 
 
 def select_channels(importance: Tensor, width: int) -> Tensor:
@@ -68,3 +193,12 @@ def align_sizes(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         return teacher, student
     size = (min(teacher.shape[2], student.shape[2]), min(teacher.shape[3], student.shape[3]))
     return F.adaptive_avg_pool2d(teacher, size), F.adaptive_avg_pool2d(student, size)
+
+
+def _average_positions(feature: Tensor) -> Tensor:
+    """Returns the mean over the positions of a map (B, C, H, W), or a vector (B, C) as it is."""
+    return feature.mean((2, 3)) if feature.dim() == 4 else feature
+
+
+def _split_batches(images: Tensor) -> list[Tensor]:
+    return [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]

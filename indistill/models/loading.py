@@ -15,6 +15,8 @@ from indistill.models.weights import load_weights
 from indistill.runs import read_run
 from indistill.stages import check_node, find_embedding_node
 
+DEFAULT_SIDE = 224  # of the images that a network which cannot be traced is looked at with
+
 
 @dataclass(frozen=True)
 class Network:
@@ -71,7 +73,7 @@ def load_network(
 
     Raises:
         ModelError: the spec or the weights cannot be used.
-        StageError: the network cannot be traced, or has no node of the name that the spec gives as embedding.
+        StageError: the network has no node of the name that the spec gives as embedding.
     """
     spec = parse_model_spec(text)
     if spec.kind == "run":
@@ -88,11 +90,12 @@ def load_network(
         load_weights(module, weights)
     stages = PAPER_STAGES.get(spec.name, ()) if spec.kind == "paper" else ()
     chosen = spec.arguments.get("embedding")
+    image_size = (arguments or {}).get("image_size") or DEFAULT_SIDE
     if chosen is not None:
         check_node(module, str(chosen), role)
         embedding = str(chosen)
     else:
-        embedding = "embedding" if spec.kind == "paper" else find_embedding_node(module)
+        embedding = "embedding" if spec.kind == "paper" else find_embedding_node(module, int(image_size))
     return Network(module, text, weights, text, dict(arguments or {}), embedding, stages)
 
 

@@ -241,10 +241,19 @@ STAGES = {
         "stage stage1:stage1: the teacher has 8 channels, fewer than the student's 16",
         "--pair TEACHER:STUDENT",
     ),
-    "stages not known": (
+    "student wider at each stage": (
         "--student torchvision:resnet18",
-        "the stages of the student 'torchvision:resnet18' are not known: name them with --pair",
-        "layer1.0, layer1.1, layer2.0",
+        "fewer than the student's 64",
+        "--pair TEACHER:STUDENT, or --set targets.alignment=regressor, or leave the warm-up out with --no-warm-up",
+    ),
+    "student wider at one stage": (
+        "--teacher paper:resnet18?width=8 --student torchvision:shufflenet_v2_x0_5 --strict",
+        "fewer than the student's",
+        "use a narrower student",
+    ),
+    "criterion that needs a batch norm": (
+        "--teacher paper:resnet18?width=8 --teacher-weights {resnet} --criterion bn-scale",
+        "--criterion bn-scale needs a batch norm behind 'stage1.1.conv2', and there is none",
     ),
     "no batch norm": (
         "--teacher paper:resnet18?width=8 --teacher-weights {resnet} --faithful",
