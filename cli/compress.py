@@ -26,9 +26,16 @@ from indistill.losses.options import LossName
 
 def compress(
     teacher: Annotated[str, typer.Option("--teacher", "-t", help="Model spec or run of the teacher.")],
-    student: Annotated[str, typer.Option("--student", "-s", help="Model spec of the student.")],
     data: DataOption,
     out: OutOption,
+    student: Annotated[
+        str,
+        typer.Option(
+            "--student",
+            "-s",
+            help="Model spec of the student; width:SHARE is the teacher narrowed, width:auto searches.",
+        ),
+    ] = "width:0.5",
     teacher_weights: Annotated[
         Path | None,
         typer.Option("--teacher-weights", help="The teacher's weights: .safetensors, or .pt with tensors alone."),
@@ -36,6 +43,16 @@ def compress(
     student_weights: Annotated[
         Path | None, typer.Option("--student-weights", help="Start the student from these weights.")
     ] = None,
+    target_latency: Annotated[
+        str | None,
+        typer.Option("--target-latency", help="Of width:auto: at most this share of the teacher's latency, as 0.25x."),
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option("--target-size", help="Of width:auto: at most this size of the weights, as 5MB.")
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start a width: student from random weights, not the teacher's.")
+    ] = False,
     pair: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,17 +97,17 @@ def compress(
     download: DownloadOption = False,
 ) -> None:
     """Distil a teacher into a light student by InDistill. Labels are used by loss.supervised alone."""
-    import torch
-
     from indistill.cli.closeness import report_trained_run
     from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels, warn_of_teacher
     from indistill.cli.output import print_pairing, print_run, print_schedule
+    from indistill.cli.student import choose_student, print_trial
     from indistill.compress import check_compress, plan_curriculum, run_compress
     from indistill.config import FAITHFUL
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
+    from indistill.models.students import make_student
     from indistill.pairing import choose_channels, draw_images, pair_stages
     from indistill.runs import check_run_output
     from indistill.settings import RunSettings, choose_device
@@ -115,10 +132,10 @@ def compress(
         require_labels(images, f"loss.supervised={chosen.loss.supervised}")
     arguments: dict[str, Argument] = {"image_size": chosen.data.image_size}
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
-    torch.manual_seed(seed)
     if chosen.loss.supervised == "cross-entropy":
         arguments = arguments | {"num_classes": len(images.classes)}
-    loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
+    choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, seed)
+    loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size, print_trial)
     check_trainable(loaded_student, "student")
     prunes = chosen.curriculum.warm_up and chosen.targets.alignment == "prune"
     pairing = pair_stages(

@@ -1,7 +1,7 @@
 """From a model spec and a weights file to a network with its stages and its embedding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from indistill.errors import ModelError
 from indistill.hashing import hash_file
 from indistill.models.paper import PAPER_STAGES
+from indistill.models.resizing import Narrowing, resize
 from indistill.models.specs import Argument, build_network, make_absolute, parse_model_spec, strip_weights
 from indistill.models.weights import load_weights
 from indistill.runs import read_run
@@ -30,6 +31,7 @@ class Network:
         arguments: arguments that were passed to its factory beside those in the spec.
         embedding: node of the embedding.
         stages: nodes of the stages that are known by themselves, from the input to the output.
+        narrowing: how it differs from what its spec builds; None where it does not.
     """
 
     module: nn.Module
@@ -39,14 +41,16 @@ class Network:
     arguments: dict[str, Argument]
     embedding: str
     stages: tuple[str, ...]
+    narrowing: Narrowing | None = None
 
     def describe(self) -> dict[str, Any]:
         """Returns what a run writes down to build the network again."""
-        return {
+        described = {
             "spec": strip_weights(make_absolute(self.spec)),
             "arguments": self.arguments,
             "embedding": self.embedding,
         }
+        return described if self.narrowing is None else described | {"narrowing": self.narrowing.to_dict()}
 
     def describe_source(self) -> dict[str, Any]:
         """Returns what a run writes down to load the network again with the same weights."""
@@ -61,7 +65,12 @@ class Network:
 
 
 def load_network(
-    text: str, *, weights: Path | None = None, arguments: Mapping[str, Argument] | None = None, role: str = "model"
+    text: str,
+    *,
+    weights: Path | None = None,
+    arguments: Mapping[str, Argument] | None = None,
+    role: str = "model",
+    narrowing: Narrowing | None = None,
 ) -> Network:
     """Returns the network of a model spec.
 
@@ -70,6 +79,7 @@ def load_network(
         weights: a file that fits it; for a run, instead of its own weights.
         arguments: passed to the factory where it knows them and the spec does not set them.
         role: what messages call it: teacher, student, model.
+        narrowing: how the network differs from what the spec builds.
 
     Raises:
         ModelError: the spec or the weights cannot be used.
@@ -80,12 +90,18 @@ def load_network(
         run = read_run(Path(spec.name))
         described = run.network
         inner = load_network(
-            str(described["spec"]), weights=weights or run.weights, arguments=described["arguments"], role=role
+            str(described["spec"]),
+            weights=weights or run.weights,
+            arguments=described["arguments"],
+            role=role,
+            narrowing=Narrowing.from_dict(described["narrowing"]) if "narrowing" in described else None,
         )
         embedding = str(spec.arguments.get("embedding", described["embedding"]))
         check_node(inner.module, embedding, role)
-        return Network(inner.module, text, inner.weights, inner.spec, inner.arguments, embedding, inner.stages)
+        return replace(inner, source=text, embedding=embedding)
     module = build_network(spec, arguments)
+    if narrowing is not None:
+        resize(module, narrowing)
     if weights is not None:
         load_weights(module, weights)
     stages = PAPER_STAGES.get(spec.name, ()) if spec.kind == "paper" else ()
@@ -96,7 +112,7 @@ def load_network(
         embedding = str(chosen)
     else:
         embedding = "embedding" if spec.kind == "paper" else find_embedding_node(module, int(image_size))
-    return Network(module, text, weights, text, dict(arguments or {}), embedding, stages)
+    return Network(module, text, weights, text, dict(arguments or {}), embedding, stages, narrowing)
 
 
 def check_trainable(network: Network, role: str) -> None:

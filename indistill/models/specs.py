@@ -50,6 +50,8 @@ def parse_model_spec(text: str) -> ModelSpec:
     if (Path(location) / "config.yaml").is_file():
         return ModelSpec(text, "run", location, arguments=arguments)
     prefix, colon, name = location.rpartition(":")
+    if prefix == "width":
+        raise ModelError(f"model '{text}' is the teacher made narrower, which only --student of 'compress' can be")
     if not colon or not name:
         hint = suggest_nearest(location, [f"paper:{known}" for known in PAPER_NETWORKS])
         where = "a folder without config.yaml" if Path(location).is_dir() else "not a model spec"
