@@ -56,21 +56,20 @@ def narrow(network: nn.Module, width: float, image_size: int) -> NarrowNetwork:
     """
     module = copy.deepcopy(network).eval().requires_grad_(True)  # autograd's graph is what is followed
     example = torch.zeros(1, 3, image_size, image_size)
+    kept = {f"{name}.qkv": prune_heads(attention, width) for name, attention in find_attentions(module).items()}
     order = _trace_order(module, example)
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(
             module, example, customized_pruners={nn.MultiheadAttention: HeadPruner()}, verbose=False
         )
-        kept = _prune_groups(graph, module, width, order)
-        for name, attention in find_attentions(module).items():
-            kept[f"{name}.qkv"] = prune_heads(attention, width)
+        kept |= _prune_groups(graph, module, width, order)
         _mend_attributes(module)
         _check_widths(network, module, width)
     except Exception as error:  # Torch-Pruning asserts, and looks up what may not be there
         raise ModelError(_describe_failure(network, width, error)) from error
     _check_runs(network, module, width, example)
     _restore_modes(network, module)
-    return NarrowNetwork(module, {name: keep for name, keep in kept.items() if keep.numel()})
+    return NarrowNetwork(module, kept)
 
 
 def round_width(channels: int, width: float, unit: int = MULTIPLE) -> int:
