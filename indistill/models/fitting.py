@@ -13,7 +13,9 @@ from indistill.errors import InputError
 from indistill.stages import Embedder, freeze
 
 STEPS = 32  # widths that are considered are multiples of 1/32
-CALLS = 15  # of each network in a measurement, by turns
+CALLS = 15  # of each network in a measurement, by turns, at least
+WARM_UP = 2  # first calls that do not count, as they allocate memory
+SECONDS = 0.3  # that a measurement takes, at least
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -99,14 +101,14 @@ def measure_latency(reference: Reference, module: nn.Module) -> tuple[float, flo
     image = torch.zeros(1, 3, reference.image_size, reference.image_size)
     embedders = [freeze(Embedder(network, reference.embedding)) for network in (reference.module, module)]
     seconds: list[list[float]] = [[], []]
+    begun = time.perf_counter()
     with torch.inference_mode():
-        for call in range(CALLS + 2):
+        while len(seconds[0]) < WARM_UP + CALLS or time.perf_counter() - begun < SECONDS:
             for embedder, taken in zip(embedders, seconds, strict=True):
                 started = time.perf_counter()
                 embedder(image)
-                if call >= 2:  # the first calls allocate memory
-                    taken.append(time.perf_counter() - started)
-    whole, narrow = (median(taken) for taken in seconds)
+                taken.append(time.perf_counter() - started)
+    whole, narrow = (median(taken[WARM_UP:]) for taken in seconds)
     return 1e3 * narrow, narrow / whole
 
 

@@ -117,7 +117,8 @@ def narrow_network(teacher: Network, width: float, image_size: int) -> Network:
     if teacher.narrowing is not None:  # what is written down is the difference from what the factory builds
         tensors = {**teacher.narrowing.tensors, **tensors}
         sizes = {**teacher.narrowing.sizes, **sizes}
-    return replace(teacher, module=narrowed, weights=None, narrowing=Narrowing(width, False, tensors, sizes))
+    narrowing = Narrowing(width, False, tensors, sizes)
+    return replace(teacher, module=narrowed, weights=None, arguments=dict(teacher.arguments), narrowing=narrowing)
 
 
 def _find_width(target: Target, teacher: Network, image_size: int, on_trial: Callable[[Trial], None]) -> float:
