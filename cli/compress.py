@@ -126,6 +126,7 @@ def compress(
     check_run_output(out, overwrite=overwrite)
     check_source_is_kept(teacher, teacher_weights, out)
     check_source_is_kept(student, student_weights, out)
+    choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, seed)
     run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
     images = open_images(data, root=data_root, download=download)
     if chosen.loss.supervised != "none":
@@ -134,7 +135,6 @@ def compress(
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
     if chosen.loss.supervised == "cross-entropy":
         arguments = arguments | {"num_classes": len(images.classes)}
-    choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, seed)
     loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size, print_trial)
     check_trainable(loaded_student, "student")
     prunes = chosen.curriculum.warm_up and chosen.targets.alignment == "prune"
