@@ -20,6 +20,7 @@ from torchvision.models import VisionTransformer
 from indistill.errors import ModelError
 from indistill.models.heads import HeadPruner, find_attentions, prune_heads
 from indistill.pruning import measure_importance, select_channels
+from indistill.trunk import Recording
 
 MULTIPLE = 8  # channels are kept in multiples of it, which vector units and tensor cores like, and never fewer
 ADVICE = "name a student of its own with --student"
@@ -41,7 +42,7 @@ class NarrowNetwork:
 def narrow(network: nn.Module, width: float, image_size: int) -> NarrowNetwork:
     """Returns a copy of a network with a share of its channels; the network itself stays as it is.
 
-    Of each group of coupled layers those channels are kept whose filters in the last layer that writes them have the
+    Of each group of coupled layers those channels are kept whose filters in the deepest layer that writes them have the
     largest l1 norm: the channels that InDistill selects where a stage ends with that layer. Attention loses whole
     heads. A last linear layer keeps its outputs.
 
@@ -135,10 +136,10 @@ def _select_kept(
     parts = math.lcm(*divisions)
     if channels % parts:
         return None
-    # A gate such as squeeze-and-excitation's multiplies the channels from a smaller map: it does not write them.
+    # A gate such as squeeze-and-excitation's multiplies the channels, from a single position: it does not write them.
     writers = writers or [group[0].dep.target.module]
-    largest = max(order[layer][1] for layer in writers)
-    last = max((layer for layer in writers if order[layer][1] == largest), key=lambda layer: order[layer][0])
+    maps = [layer for layer in writers if order[layer][1] > 1]
+    last = max(maps or writers, key=lambda layer: order[layer][0])
     importance = measure_importance(last).view(parts, -1).mean(0)  # the same channels of each part are kept
     count = round_width(importance.numel(), width, unit // math.gcd(unit, parts))
     keep = select_channels(importance, count)
@@ -146,14 +147,18 @@ def _select_kept(
 
 
 def _trace_order(module: nn.Module, example: Tensor) -> dict[nn.Module, tuple[int, int]]:
-    """Returns for each convolution and linear layer its position in the order of running and its number of outputs in
-    a map: positions (pixels or tokens), not channels.
+    """Returns for each convolution and linear layer, in the order of running, the number of layers up to it on the
+    longest way from the image, and its number of outputs in a map: positions (pixels or tokens), not channels.
     """
+    recording = Recording(module, example.shape[-1])
+    found = ((recording.find_layer(function), depth) for function, depth in recording.depth.items())
+    depths = {layer[0]: depth for layer, depth in found if layer is not None}
+    names = {layer: name for name, layer in module.named_modules()}
     order: dict[nn.Module, tuple[int, int]] = {}
 
     def note(layer: nn.Module, _inputs: object, output: Tensor) -> None:
         channels = output.shape[1] if isinstance(layer, nn.Conv2d) else output.shape[-1]
-        order[layer] = (len(order), output.numel() // channels)
+        order[layer] = (depths.get(names[layer], 0), output.numel() // channels)
 
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(note) for layer in layers]

@@ -14,7 +14,7 @@ from indistill.models.narrowing import NarrowNetwork, narrow, round_width
 from indistill.models.paper import PaperCnn, PaperResNet18
 from indistill.models.resizing import Narrowing, describe_shapes, reinitialise, resize
 from indistill.pruning import measure_importance, select_channels
-from indistill.stages import Tap, find_producer
+from indistill.trunk import find_producers
 
 SIDE = 32
 
@@ -181,12 +181,22 @@ def test_the_record_makes_the_same_network_again(name: str) -> None:
         assert torch.equal(again(draw_images()), narrowed(draw_images()))
 
 
-def test_the_same_channels_are_kept_that_indistill_selects_of_each_stage() -> None:
-    network = build("pre-activation")
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("pre-activation", {"stage1": 16, "stage2": 32, "stage3": 64, "stage4": 128}),
+        ("residual", {"layer1": 64, "layer2": 128}),
+        ("squeeze and excite", {"layer1": 16, "layer2": 32}),
+    ],
+)
+def test_the_same_channels_are_kept_that_indistill_selects_of_each_stage(name: str, stages: dict[str, int]) -> None:
+    network = build(name)
     narrowed = narrow(network, 0.5, SIDE)
-    for stage, width in (("stage1", 16), ("stage2", 32), ("stage3", 64), ("stage4", 128)):
-        name, producer = find_producer(Tap(network, stage).graph, width)
-        assert torch.equal(narrowed.kept[name], select_channels(measure_importance(producer), width // 2))
+    for stage, width in stages.items():
+        (producer,) = find_producers(network, stage, SIDE)
+        assert torch.equal(
+            narrowed.kept[producer.name], select_channels(measure_importance(producer.layer), width // 2)
+        )
 
 
 def test_modes_and_frozen_parameters_stay_as_they_were() -> None:
