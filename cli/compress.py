@@ -7,6 +7,7 @@ import typer
 
 from indistill.cli.options import (
     BatchSizeOption,
+    CheckpointOption,
     DataOption,
     DataRootOption,
     DeviceOption,
@@ -17,6 +18,7 @@ from indistill.cli.options import (
     OutOption,
     OverwriteOption,
     RecipeOption,
+    ResumeOption,
     SeedOption,
     SetOption,
 )
@@ -34,6 +36,16 @@ def compress(
     ] = None,
     student_weights: Annotated[
         Path | None, typer.Option("--student-weights", help="Start the student from these weights.")
+    ] = None,
+    auxiliary: Annotated[
+        str,
+        typer.Option(
+            "--auxiliary",
+            help="A network between the two, trained first: a model spec, auto (one where they are far apart), none.",
+        ),
+    ] = "none",
+    auxiliary_weights: Annotated[
+        Path | None, typer.Option("--auxiliary-weights", help="Start the auxiliary from these weights.")
     ] = None,
     pair: Annotated[
         list[str] | None,
@@ -65,14 +77,23 @@ def compress(
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Measure how close the student is.")] = True,
+    resume: ResumeOption = False,
+    checkpoint_every: CheckpointOption = 60,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
     """Distil a teacher into a light student by InDistill. Labels are used by loss.supervised alone."""
     import torch
 
+    from indistill.auxiliary import run_chain
     from indistill.cli.closeness import report_trained_run
-    from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels, warn_of_teacher
+    from indistill.cli.inputs import (
+        check_source_is_kept,
+        load_auxiliary,
+        read_recipe,
+        read_training_pixels,
+        warn_of_teacher,
+    )
     from indistill.cli.output import print_run
     from indistill.compress import pair_stages, run_compress
     from indistill.config import FAITHFUL
@@ -80,7 +101,7 @@ def compress(
     from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
-    from indistill.runs import check_run_output
+    from indistill.resume import check_output
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
 
@@ -92,24 +113,35 @@ def compress(
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
     if pair and not chosen.reads_stages:
         raise InputError("--pair names stages of the warm-up, which --no-warm-up (or the recipe) leaves out")
-    check_run_output(out, overwrite=overwrite)
+    if auxiliary_weights is not None and auxiliary == "none":
+        raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
+    check_output(out, overwrite=overwrite, resume=resume)
     check_source_is_kept(teacher, teacher_weights, out)
     check_source_is_kept(student, student_weights, out)
-    run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
+    check_source_is_kept(auxiliary, auxiliary_weights, out)
+    run_settings = RunSettings(
+        out, locate_data(data), epochs, seed, choose_device(device), overwrite, resume, checkpoint_every
+    )
     images = open_images(data, root=data_root, download=download)
     if chosen.loss.supervised != "none":
         require_labels(images, f"loss.supervised={chosen.loss.supervised}")
     arguments: dict[str, Argument] = {"image_size": chosen.data.image_size}
+    torch.manual_seed(seed)  # a teacher with random weights must be the same when the run is resumed
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
     torch.manual_seed(seed)
     if chosen.loss.supervised == "cross-entropy":
         arguments = arguments | {"num_classes": len(images.classes)}
     loaded_student = load_network(student, weights=student_weights, arguments=arguments, role="student")
     check_trainable(loaded_student, "student")
-    pairing = pair_stages(loaded_teacher, loaded_student, parse_pairs(pair or []), warm_up=chosen.reads_stages)
+    between = load_auxiliary(auxiliary, auxiliary_weights, loaded_teacher, loaded_student, arguments, seed)
+    source = between or loaded_teacher
+    pairing = pair_stages(source, loaded_student, parse_pairs(pair or []), warm_up=chosen.reads_stages)
     pixels = read_training_pixels(images, chosen)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
-    folder = run_compress(pairing, pixels, chosen, run_settings)
+    if between is None:
+        folder = run_compress(pairing, pixels, chosen, run_settings)
+    else:
+        folder = run_chain(loaded_teacher, pairing, pixels, chosen, run_settings)
     if report:
         report_trained_run(folder, loaded_teacher, images, run_settings.device)
     print_run(folder)
