@@ -94,7 +94,7 @@ def serve() -> None:
     whole, broken, lives = folder / "whole", folder / "broken", folder / "lives.log"
     begun = time.monotonic()
     child = fork_life(plan, folder, whole, lives)
-    while not (whole / "config.yaml").exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
+    while not (whole / "config.yaml").exists() and os.waitid(os.P_PID, child, WITHOUT_REAPING) is None:
         time.sleep(0.005)
     begins_s = time.monotonic() - begun
     end(child)
@@ -155,7 +155,7 @@ def end(child: int, wait_s: float | None = None) -> bool:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             if status:
-                raise RuntimeError(f"a life of the run ended with {status}")
+                raise RuntimeError(f"a life of the run ended with {status}: see lives.log")
             return False
         if until is not None and time.monotonic() >= until:
             os.kill(child, signal.SIGKILL)

@@ -106,7 +106,7 @@ def draw_curves(records: Sequence["Record"]) -> str:
     return save_svg(figure)
 
 
-def _shade_phases(axes: Axes, records: Sequence[Record]) -> None:
+def _shade_phases(axes: Axes, records: Sequence["Record"]) -> None:
     """Shades every other phase, from its first epoch to its last."""
     for number, (_, phase) in enumerate(itertools.groupby(records, key=lambda record: record["phase"])):
         epochs = [float(record["epoch"]) for record in phase]
