@@ -67,6 +67,9 @@ class Stopwatch:
         self.warm_up, self.steps, self.done, self.seconds = warm_up, steps, 0, 0.0
         self.started = perf_counter()
 
+    def resume(self, _records: list[Record], _batches: int) -> None:
+        """Nothing: there are no checkpoints."""
+
     def report_batch(self, _phase: Phase, _loss: Tensor, _images: int) -> None:
         self.done += 1
         if self.done == self.warm_up:
@@ -211,7 +214,8 @@ def make_ours(pixels: Pixels, recipe: Recipe) -> Run:
             batch_statistics = recipe.targets.statistics == "batch"
             return build_step(distillation, terms, phase, example, batch_statistics=batch_statistics)
 
-        train(distillation.student, (phase,), batches, build, stopwatch, **recipe.adam, ahead=recipe.targets.ahead)
+        options, ahead = recipe.optimisation, recipe.targets.ahead
+        train(distillation.student, (phase,), batches, build, stopwatch, options, ahead=ahead)
 
     return run
 

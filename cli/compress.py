@@ -7,6 +7,7 @@ import typer
 
 from indistill.cli.options import (
     BatchSizeOption,
+    CheckpointOption,
     DataOption,
     DataRootOption,
     DeviceOption,
@@ -17,6 +18,7 @@ from indistill.cli.options import (
     OutOption,
     OverwriteOption,
     RecipeOption,
+    ResumeOption,
     SeedOption,
     SetOption,
 )
@@ -53,6 +55,16 @@ def compress(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start a width: student from random weights, not the teacher's.")
     ] = False,
+    auxiliary: Annotated[
+        str,
+        typer.Option(
+            "--auxiliary",
+            help="A network between the two, trained first: a model spec, auto (one where they are far apart), none.",
+        ),
+    ] = "none",
+    auxiliary_weights: Annotated[
+        Path | None, typer.Option("--auxiliary-weights", help="Start the auxiliary from these weights.")
+    ] = None,
     pair: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,23 +105,35 @@ def compress(
     ] = False,
     overwrite: OverwriteOption = False,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Measure how close the student is.")] = True,
+    resume: ResumeOption = False,
+    checkpoint_every: CheckpointOption = 60,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
     """Distil a teacher into a light student by InDistill. Labels are used by loss.supervised alone."""
+    import torch
+
+    from indistill.auxiliary import plan_chain, run_chain
     from indistill.cli.closeness import report_trained_run
-    from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels, warn_of_teacher
-    from indistill.cli.output import print_pairing, print_run, print_schedule
+    from indistill.cli.inputs import (
+        check_source_is_kept,
+        load_auxiliary,
+        read_recipe,
+        read_training_pixels,
+        warn_of_teacher,
+    )
+    from indistill.cli.output import print_pairing, print_run
     from indistill.cli.student import choose_student, print_trial
-    from indistill.compress import check_compress, plan_curriculum, run_compress
+    from indistill.compress import align_channels, check_compress, count_stages, plan_curriculum, run_compress
     from indistill.config import FAITHFUL
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
     from indistill.models.students import make_student
-    from indistill.pairing import choose_channels, draw_images, pair_stages
-    from indistill.runs import check_run_output
+    from indistill.monitor import print_schedule
+    from indistill.pairing import pair_stages
+    from indistill.resume import check_output
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
 
@@ -123,42 +147,52 @@ def compress(
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
     if pair and not chosen.reads_stages:
         raise InputError("--pair names stages of the warm-up, which --no-warm-up (or the recipe) leaves out")
-    check_run_output(out, overwrite=overwrite)
-    check_source_is_kept(teacher, teacher_weights, out)
-    check_source_is_kept(student, student_weights, out)
-    choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, seed)
-    run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
+    if auxiliary_weights is not None and auxiliary == "none":
+        raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
+    check_output(out, overwrite=overwrite, resume=resume)
+    for model, weights in ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights)):
+        check_source_is_kept(model, weights, out)
+    run_settings = RunSettings(
+        out, locate_data(data), epochs, seed, choose_device(device), overwrite, resume, checkpoint_every
+    )
+    choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, run_settings)
     images = open_images(data, root=data_root, download=download)
     if chosen.loss.supervised != "none":
         require_labels(images, f"loss.supervised={chosen.loss.supervised}")
     arguments: dict[str, Argument] = {"image_size": chosen.data.image_size}
+    torch.manual_seed(seed)  # a teacher with random weights must be the same when the run is resumed
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
     if chosen.loss.supervised == "cross-entropy":
         arguments = arguments | {"num_classes": len(images.classes)}
     loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size, print_trial)
     check_trainable(loaded_student, "student")
-    prunes = chosen.curriculum.warm_up and chosen.targets.alignment == "prune"
+    between = load_auxiliary(auxiliary, auxiliary_weights, loaded_teacher, loaded_student, chosen, seed)
     pairing = pair_stages(
-        loaded_teacher,
+        between or loaded_teacher,
         loaded_student,
         parse_pairs(pair or []),
         warm_up=chosen.reads_stages,
         image_size=chosen.data.image_size,
-        wider=("refuse" if strict else "skip") if prunes else "keep",
+        wider=("refuse" if strict else "skip") if chosen.prunes else "keep",
     )
     pixels = read_training_pixels(images, chosen)
-    if prunes:
-        loaded_teacher.module.to(run_settings.device)
-        drawn = draw_images(pixels, chosen.preprocessing, chosen.targets.criterion).to(run_settings.device)
-        pairing = choose_channels(pairing, drawn, chosen.targets.criterion, seed=seed)
-    check_compress(pairing, pixels, chosen, run_settings.device)
+    if between is None:
+        pairing = align_channels(pairing, pixels, chosen, run_settings)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
     print_pairing(pairing)
     if dry_run:
-        stages = len(pairing.stages) if chosen.curriculum.warm_up else 0
-        print_schedule(plan_curriculum(chosen, stages, epochs))
+        check_compress(pairing, pixels, chosen, run_settings)
+        stages = count_stages(pairing, chosen)
+        if between is None:
+            print_schedule(plan_curriculum(chosen, stages, epochs))
+        else:
+            first, others = plan_chain(chosen, stages, epochs)
+            print_schedule((first, *others))
         return
-    folder = run_compress(pairing, pixels, chosen, run_settings)
+    if between is None:
+        folder = run_compress(pairing, pixels, chosen, run_settings)
+    else:
+        folder = run_chain(loaded_teacher, pairing, pixels, chosen, run_settings)
     if report:
         report_trained_run(folder, loaded_teacher, images, run_settings.device)
     print_run(folder)

@@ -127,11 +127,52 @@ def report_skipped(skipped: Sequence[SkippedImage], limit: int = 5) -> None:
 
 def check_source_is_kept(model: str, weights: Path | None, out: Path) -> None:
     """Raises ExistsError if a model is a run that the output would replace, or its weights lie there."""
-    if weights is not None and weights.resolve().parent == out.resolve():
+    if weights is not None and weights.resolve().is_relative_to(out.resolve()):
         raise ExistsError(f"the weights {weights} lie in {out}, which would be replaced; choose another --out")
     folder = Path(model.partition("?")[0])
-    if folder.exists() and folder.resolve() == out.resolve():
+    if folder.exists() and folder.resolve().is_relative_to(out.resolve()):
         raise ExistsError(f"{out} is the run of the model '{model}' itself; choose another --out")
+
+
+def load_auxiliary(
+    spec: str,
+    weights: Path | None,
+    teacher: "Network",
+    student: "Network",
+    recipe: Recipe,
+    seed: int,
+) -> "Network | None":
+    """Returns the auxiliary of `--auxiliary SPEC|auto|none`; for `auto`, says which one it is and why.
+
+    Raises:
+        InputError: the teacher is to be narrowed by options that do not belong together.
+        ModelError: the spec or the weights cannot be used.
+    """
+    import torch
+
+    from indistill.auxiliary import FAR_APART, choose_auxiliary
+    from indistill.models.loading import check_trainable, load_network
+    from indistill.models.students import StudentChoice, make_student, parse_width
+
+    if spec == "none":
+        return None
+    chosen = choose_auxiliary(teacher, student) if spec == "auto" else spec
+    if spec == "auto":
+        ratio = teacher.count_parameters() / student.count_parameters()
+        make_console().print(
+            f"auxiliary: {chosen or 'none'}, as the teacher has {ratio:,.0f} times the student's parameters "
+            f"({'more' if chosen else 'not more'} than {FAR_APART})",
+            markup=False,
+        )
+    if chosen is None:
+        return None
+    size = recipe.data.image_size
+    if parse_width(chosen) is not None:
+        return make_student(StudentChoice(chosen, weights, seed=seed), teacher, {}, size)
+    torch.manual_seed(seed)
+    auxiliary = load_network(chosen, weights=weights, arguments={"image_size": size}, role="auxiliary")
+    check_trainable(auxiliary, "auxiliary")
+    return auxiliary
 
 
 def warn_of_random_weights(network: "Network", role: str, option: str) -> None:

@@ -42,6 +42,12 @@ SetOption = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeatable."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an older output.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run that was cut off, as if it had not been; else as before.")
+]
+CheckpointOption = Annotated[
+    float, typer.Option("--checkpoint-every", min=0, help="Seconds between checkpoints within an epoch.")
+]
 DataRootOption = Annotated[
     Path | None,
     typer.Option("--data-root", help="Where the data sets that have a name lie.", show_default="~/.cache/indistill"),

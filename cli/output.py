@@ -16,7 +16,6 @@ from indistill.hashing import hash_file
 from indistill.progress import make_console
 
 if TYPE_CHECKING:
-    from indistill.curriculum import Phase
     from indistill.export.artefact import Artefact
     from indistill.pairing import Pairing
     from indistill.retrieval.index import Manifest
@@ -48,12 +47,6 @@ def print_pairing(pairing: "Pairing") -> None:
     if rows:
         header = ["stages (teacher:student)", "teacher map", "student map", "channels kept", "of the energy"]
         typer.echo(_format_table(header, rows), err=True)
-
-
-def print_schedule(phases: "Sequence[Phase]") -> None:
-    """Prints the phases of a training on standard error."""
-    rows = [[phase.name, str(phase.epochs), f"{phase.lr:g}"] for phase in phases]
-    typer.echo(_format_table(["phase", "epochs", "learning rate"], rows), err=True)
 
 
 def print_export(file: Path, artefact: "Artefact", *, as_json: bool) -> None:

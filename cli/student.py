@@ -1,5 +1,6 @@
 """The options of `compress` that say what the student is, and what is printed while its width is searched."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,12 +9,13 @@ from indistill.progress import make_console
 if TYPE_CHECKING:
     from indistill.models.fitting import Trial
     from indistill.models.students import StudentChoice
+    from indistill.settings import RunSettings
 
 
 def choose_student(
-    spec: str, weights: Path | None, latency: str | None, size: str | None, from_scratch: bool, seed: int
+    spec: str, weights: Path | None, latency: str | None, size: str | None, from_scratch: bool, settings: "RunSettings"
 ) -> "StudentChoice":
-    """Returns what the options ask for.
+    """Returns what the options ask for; a run that is resumed keeps the width that was found for it.
 
     Raises:
         InputError: options that cannot be read, or do not belong together.
@@ -21,14 +23,17 @@ def choose_student(
     """
     from indistill.models.fitting import Target, parse_latency, parse_size
     from indistill.models.students import StudentChoice, check_choice, parse_width
+    from indistill.resume import read_width
 
     target = None
     if latency is not None or size is not None:
         target = Target(
             parse_latency(latency) if latency is not None else None, parse_size(size) if size is not None else None
         )
-    choice = StudentChoice(spec, weights, target, from_scratch, seed)
+    choice = StudentChoice(spec, weights, target, from_scratch, settings.seed)
     check_choice(choice, parse_width(spec))
+    if target is not None and settings.resume:
+        return replace(choice, spec=f"width:{read_width(settings.out):g}", target=None)
     return choice
 
 

@@ -7,6 +7,7 @@ import typer
 
 from indistill.cli.options import (
     BatchSizeOption,
+    CheckpointOption,
     DataOption,
     DataRootOption,
     DeviceOption,
@@ -17,6 +18,7 @@ from indistill.cli.options import (
     OutOption,
     OverwriteOption,
     RecipeOption,
+    ResumeOption,
     SeedOption,
     SetOption,
 )
@@ -36,6 +38,8 @@ def train(
     device: DeviceOption = "auto",
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    checkpoint_every: CheckpointOption = 60,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
@@ -46,14 +50,16 @@ def train(
     from indistill.cli.output import print_run
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.models.loading import check_trainable, load_network
-    from indistill.runs import check_run_output
+    from indistill.resume import check_output
     from indistill.settings import RunSettings, choose_device
     from indistill.supervise import run_supervised
 
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
-    check_run_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, resume=resume)
     check_source_is_kept(model, weights, out)
-    run_settings = RunSettings(out, locate_data(data), epochs, seed, choose_device(device), overwrite)
+    run_settings = RunSettings(
+        out, locate_data(data), epochs, seed, choose_device(device), overwrite, resume, checkpoint_every
+    )
     images = open_images(data, root=data_root, download=download)
     require_labels(images, "train")
     torch.manual_seed(seed)

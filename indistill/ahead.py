@@ -21,8 +21,10 @@ def run_ahead(items: Iterator[Item]) -> Iterator[Item]:
         yield from items
         return
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads // 2,)) as pool:
-        upcoming = pool.submit(next, items, None)
+        # Started before this thread takes its share: some libraries keep one number for all threads, the last one set.
+        pool.submit(torch.get_num_threads).result()
         torch.set_num_threads(threads - threads // 2)
+        upcoming = pool.submit(next, items, None)
         try:
             while (item := upcoming.result()) is not None:
                 upcoming = pool.submit(next, items, None)

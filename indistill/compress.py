@@ -1,35 +1,59 @@
 """`compress`: a teacher into a student by InDistill, as one run."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from indistill.checkpoint import Checkpoints
 from indistill.config import Recipe
-from indistill.curriculum import Phase, build_curriculum, build_warm_up, scale_epochs
+from indistill.curriculum import Phase, arrange_warm_up, build_curriculum, build_warm_up, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distill import Distillation, build_step, build_terms, check_distillation
+from indistill.joint import JointStep
 from indistill.models.weights import save_weights
-from indistill.monitor import TrainingMonitor
-from indistill.pairing import Pairing
+from indistill.monitor import TrainingMonitor, print_schedule
+from indistill.pairing import Pairing, choose_channels, draw_images
 from indistill.report import write_training_report
-from indistill.runs import WEIGHTS_NAMES, create_run, describe_environment
+from indistill.resume import open_run
+from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
+from indistill.safety import explain_interruption
 from indistill.settings import RunSettings, describe_run
+from indistill.terms import Term
 from indistill.training import Step, train
 
 
 def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, ...]:
     """Returns the schedule of a recipe, scaled to `epochs` in total where they are given."""
+    curriculum = recipe.curriculum
+    paper = build_warm_up(stages, curriculum.first, recipe.optimiser.lr)
     phases = build_curriculum(
-        build_warm_up(stages, recipe.curriculum.first, recipe.optimiser.lr),
-        recipe.curriculum.epochs,
+        arrange_warm_up(paper, curriculum.kind, curriculum.tolerance),
+        curriculum.epochs,
         recipe.optimiser.lr,
-        (recipe.curriculum.final_epochs, recipe.optimiser.final_lr),
+        (curriculum.final_epochs, recipe.optimiser.final_lr),
     )
     return phases if epochs is None else scale_epochs(phases, epochs)
 
 
-def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, device: torch.device) -> None:
+def align_channels(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Pairing:
+    """Returns the pairing with the teacher's channels chosen, where the warm-up prunes; else as it is.
+
+    Raises:
+        StageError: see `choose_channels`.
+    """
+    if not recipe.prunes:
+        return pairing
+    criterion = recipe.targets.criterion
+    pairing.teacher.module.to(settings.device)
+    images = draw_images(pixels, recipe.preprocessing, criterion).to(settings.device)
+    return choose_channels(pairing, images, criterion, seed=settings.seed)
+
+
+def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> None:
     """Finds out whether `run_compress` can begin; nothing is written, and random numbers are as before.
 
     Raises:
@@ -37,21 +61,10 @@ def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Re
         ModelError: the loss needs logits, and a network does not give them or not as many.
         StageError: a pair cannot be trained.
     """
-    teacher, student = pairing.teacher, pairing.student
-    distillation = Distillation(
-        teacher.module.to(device),
-        student.module.to(device),
-        teacher.embedding,
-        student.embedding,
-        pairing.stages,
-        recipe.targets.alignment,
-    )
-    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=device)
-    batch_statistics, warm_up = recipe.targets.statistics == "batch", recipe.curriculum.warm_up
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        Batches(pixels, recipe.preprocessing, **recipe.batching, seed=0, device=device)
-        check_distillation(distillation, example, batch_statistics=batch_statistics, warm_up=warm_up)
-        build_terms(distillation, example, recipe.loss.options, classes=len(pixels.classes))
+    with torch.random.fork_rng([settings.device] if settings.device.type == "cuda" else []):
+        Batches(pixels, recipe.preprocessing, **recipe.batching, seed=0, device=settings.device)
+        distillation = build_distillation(pairing, recipe, settings)
+        build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
 
 
 def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
@@ -59,38 +72,94 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
 
     Raises:
         ExistsError: the folder exists.
+        InputError: there is no such run to resume.
         ModelError: the loss needs logits, and a network does not give them or not as many.
         StageError: a pair cannot be trained.
         TrainingError: the loss is not finite.
     """
-    device, batch_statistics = settings.device, recipe.targets.statistics == "batch"
-    warm_up = recipe.curriculum.warm_up
-    phases = plan_curriculum(recipe, len(pairing.stages) if warm_up else 0, settings.epochs)
-    batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=device)
-    student = pairing.student.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    phases = plan_curriculum(recipe, count_stages(pairing, recipe), settings.epochs)
+    distillation = build_distillation(pairing, recipe, settings)
+    terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
+    config = describe_compression(pairing, recipe, settings, phases)
+    if open_run(settings, config, describe_environment(pixels, settings.seed)):
+        distil(distillation, terms, phases, pixels, recipe, settings, config)
+    return settings.out
+
+
+def count_stages(pairing: Pairing, recipe: Recipe) -> int:
+    """Returns how many stages the warm-up trains: none where pairs are there for the loss alone."""
+    return len(pairing.stages) if recipe.curriculum.has_stages else 0
+
+
+def build_distillation(pairing: Pairing, recipe: Recipe, settings: RunSettings) -> Distillation:
+    """Returns what is distilled into what, on its device, after a check that all of it can be trained.
+
+    Raises:
+        ModelError: a network cannot take the images.
+        StageError: a pair cannot be trained.
+    """
+    teacher, student = (
+        network.module.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in (pairing.teacher, pairing.student)
+    )
     distillation = Distillation(
-        pairing.teacher.module.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        teacher,
         student,
         pairing.teacher.embedding,
         pairing.student.embedding,
         pairing.stages,
         recipe.targets.alignment,
     )
-    example = torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=device)
-    check_distillation(distillation, example, batch_statistics=batch_statistics, warm_up=warm_up)
-    terms = build_terms(distillation, example, recipe.loss.options, classes=len(pixels.classes))
-    config = describe_run("compress", pairing.student, recipe, settings, phases)
-    config["teacher"] = pairing.teacher.describe_source()
-    config["pairs"] = [f"{pair.teacher}:{pair.student}" for pair in distillation.pairs]
-    config["alignment"] = pairing.describe()
-    create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
+    batch_statistics, warm_up = recipe.targets.statistics == "batch", recipe.curriculum.has_stages
+    check_distillation(distillation, make_example(recipe, settings), batch_statistics=batch_statistics, warm_up=warm_up)
+    return distillation
+
+
+def describe_compression(
+    pairing: Pairing, recipe: Recipe, settings: RunSettings, phases: tuple[Phase, ...]
+) -> dict[str, Any]:
+    """Returns the contents of config.yaml."""
+    return describe_run("compress", pairing.student, recipe, settings, phases) | {
+        "teacher": pairing.teacher.describe_source(),
+        "pairs": [f"{pair.teacher}:{pair.student}" for pair in pairing.stages],
+        "alignment": pairing.describe(),
+    }
+
+
+def distil(
+    distillation: Distillation,
+    terms: tuple[Term, ...],
+    phases: tuple[Phase, ...],
+    pixels: Pixels | StreamedPixels,
+    recipe: Recipe,
+    settings: RunSettings,
+    config: dict[str, Any],
+) -> None:
+    """Trains the student in an open run folder, from its checkpoint if there is one, and writes weights and report."""
+    example, batch_statistics = make_example(recipe, settings), recipe.targets.statistics == "batch"
+    batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=settings.device)
 
     def build(phase: Phase) -> Step:
+        if phase.objective == "joint":
+            stages = [replace(phase, objective="stage", stage=i + 1) for i in range(len(distillation.pairs))]
+            return JointStep(
+                [build_step(distillation, terms, s, example, batch_statistics=batch_statistics) for s in stages]
+            )
         before = sum(p.epochs for p in phases[: phases.index(phase)] if p.objective == phase.objective)
         return build_step(distillation, terms, phase, example, batch_statistics=batch_statistics, first_epoch=before)
 
-    with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(student, phases, batches, build, monitor, **recipe.adam, ahead=recipe.targets.ahead)
-    save_weights(student, settings.out / WEIGHTS_NAMES["compress"])
-    write_training_report(settings.out / "report.html", config, monitor.records)
-    return settings.out
+    print_schedule(phases)
+    checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
+    options, ahead = recipe.optimisation, recipe.targets.ahead
+    with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
+        train(distillation.student, phases, batches, build, monitor, options, ahead=ahead, checkpoints=checkpoints)
+        write_training_report(settings.out / "report.html", config, monitor.records)
+        save_weights(
+            distillation.student, settings.out / WEIGHTS_NAMES["compress"]
+        )  # last: the run is complete with it
+    remove_checkpoints(settings.out)
+
+
+def make_example(recipe: Recipe, settings: RunSettings) -> Tensor:
+    """Returns two empty images (2, 3, S, S), by which shapes are found out."""
+    return torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=settings.device)

@@ -2,17 +2,20 @@
 
 import copy
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from indistill.criteria import Criterion
+from indistill.curriculum import Kind
 from indistill.errors import ConfigError, suggest_nearest
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
+from indistill.schedule import Optimisation, Restart, Schedule
 
 Triple = tuple[float, float, float]
 
@@ -23,13 +26,6 @@ class Batching(TypedDict):
     batch_size: int
     flip: bool
     crop_padding: int
-
-
-class Adam(TypedDict):
-    """How Adam is run."""
-
-    restart: Literal["never", "phase", "epoch"]
-    beta2: float
 
 
 class Section(BaseModel):
@@ -52,25 +48,47 @@ class DataSection(Section):
 
 
 class OptimiserSection(Section):
-    """Distillation by Adam, made anew `never`, in each `phase` with another loss, or each `epoch` (as published)."""
+    """Adam, made anew `never`, in each `phase` with another loss, or each `epoch` (as published).
+
+    The schedule multiplies the learning rate of each phase by a factor that depends on the position in the whole
+    training. Supervised training takes everything from here but the rates, `restart` and `beta2`.
+    """
 
     lr: float = Field(1e-3, gt=0)
     final_lr: float = Field(1e-4, gt=0)
-    restart: Literal["never", "phase", "epoch"] = "epoch"
+    restart: Restart = "epoch"
     beta2: float = Field(0.999, gt=0, lt=1)  # decay of Adam's second moment
+    schedule: Schedule = "constant"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)  # of `step`: shares of the training
+    gamma: float = Field(0.1, gt=0, le=1)  # of `step`: the factor at each milestone
+    warmup_epochs: float = Field(0.0, ge=0)  # in which the rate rises
+    clip: float = Field(0.0, ge=0)  # largest norm of a batch's gradient; 0 for no limit
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of the average of the weights that is kept in the end; 0 for none
+    weight_decay: float = Field(0.0, ge=0)  # as in AdamW; not of biases and norms
 
 
 class CurriculumSection(Section):
-    """The schedule. Stage i of the warm-up has `first` + i epochs; it counts towards `epochs`."""
+    """The schedule. Stage i of the warm-up has `first` + i epochs; it counts towards `epochs`.
+
+    `kind` is the order of the stages: see `indistill.curriculum.arrange_warm_up`.
+    """
 
     warm_up: bool = True
+    kind: Kind = "paper"
+    tolerance: float = Field(0.02, gt=0, lt=1)  # of `adaptive`: a stage ends when its loss falls by a smaller share
     first: int = Field(2, ge=0)
     epochs: int = Field(60, ge=1)
     final_epochs: int = Field(10, ge=0)
+    auxiliary_epochs: int = Field(50, ge=1)  # from the teacher to an auxiliary, where there is one
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether stages are trained at all."""
+        return self.warm_up and self.kind != "none"
 
 
 class SupervisedSection(Section):
-    """Supervised training by one Adam: `epochs` at `lr`, then `final_epochs` at `final_lr`."""
+    """Supervised training by one Adam, never made anew: `epochs` at `lr`, then `final_epochs` at `final_lr`."""
 
     epochs: int = Field(50, ge=1)
     final_epochs: int = Field(30, ge=0)
@@ -132,12 +150,22 @@ class Recipe(Section):
     @property
     def reads_stages(self) -> bool:
         """Whether teacher and student are compared by stages at all: in the warm-up, or by the loss."""
-        return self.curriculum.warm_up or self.loss.name == "pkth"
+        return self.curriculum.has_stages or self.loss.name == "pkth"
 
     @property
-    def adam(self) -> Adam:
-        """The arguments of `indistill.training.train` that the optimiser section gives."""
-        return {"restart": self.optimiser.restart, "beta2": self.optimiser.beta2}
+    def prunes(self) -> bool:
+        """Whether the warm-up imitates chosen channels of the teacher's stages."""
+        return self.curriculum.has_stages and self.targets.alignment == "prune"
+
+    @property
+    def optimisation(self) -> Optimisation:
+        """How distillation is optimised; the learning rates are those of the phases."""
+        return Optimisation(**self.optimiser.model_dump(exclude={"lr", "final_lr"}))
+
+    @property
+    def supervised_optimisation(self) -> Optimisation:
+        """How supervised training is optimised."""
+        return replace(self.optimisation, restart="never", beta2=Optimisation.beta2)
 
     @property
     def batching(self) -> Batching:

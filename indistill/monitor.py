@@ -2,17 +2,30 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import Tensor
 
 from indistill.curriculum import Phase, count_epochs
 from indistill.progress import make_console
+from indistill.runs import write_text
 from indistill.training import Record
 
 REFRESH_S = 0.2
+
+
+def print_schedule(phases: Sequence[Phase]) -> None:
+    """Prints the phases with their epochs and learning rates to standard error."""
+    table = Table("phase", "epochs", "learning rate", box=box.SIMPLE_HEAD, pad_edge=False)
+    for phase in phases:
+        epochs = f"up to {phase.epochs}" if phase.tolerance else str(phase.epochs)
+        table.add_row(phase.name, epochs, f"{phase.lr:g}")
+    make_console().print(table)
 
 
 class TrainingMonitor:
@@ -23,12 +36,13 @@ class TrainingMonitor:
     Args:
         phases: the schedule.
         steps: batches in an epoch.
-        log: the file that records are appended to.
+        log: the file that records are appended to, emptied first.
     """
 
     def __init__(self, phases: tuple[Phase, ...], steps: int, log: Path) -> None:
         self.records: list[Record] = []
         self._log, self._console = log, make_console()
+        write_text(log, "")
         self._epochs = count_epochs(phases)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -50,6 +64,13 @@ class TrainingMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def resume(self, records: list[Record], batches: int) -> None:
+        """Begins with the epochs that an earlier process has done; metrics.jsonl holds these and no others."""
+        self.records, self._done = list(records), batches
+        write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
+        self._bar.update(self._task, completed=batches)
+        self._console.print(f"going on after {len(records)} of {self._epochs} epochs and {batches} batches in all")
 
     def report_batch(self, phase: Phase, loss: Tensor, images: int) -> None:
         """Moves the bar; the loss is read from its device only when it is shown."""

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from jinja2 import Environment
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -62,6 +64,9 @@ def write_training_report(
     if "teacher" in config:
         teacher = config["teacher"]
         facts += [("teacher", teacher["spec"]), ("teacher's parameters", f"{teacher['parameters']:,}")]
+        if "auxiliary" in config:
+            auxiliary = config["auxiliary"]
+            facts += [("auxiliary", f"{auxiliary['spec']}, {auxiliary['parameters']:,} parameters, in auxiliary/")]
         facts += [("stage pairs", ", ".join(config["pairs"]) or "none: no warm-up")]
     facts += [("data", config["data"]), ("seed", str(config["seed"])), ("device", config["device"])]
     schedule = [
@@ -92,12 +97,21 @@ def draw_curves(records: Sequence["Record"]) -> str:
     """Returns an SVG of the loss of each epoch, a line for each phase, on a logarithmic axis."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
+    _shade_phases(axes, records)
     for name in dict.fromkeys(str(record["phase"]) for record in records):
         points = [(record["epoch"], record["loss"]) for record in records if record["phase"] == name]
         axes.plot(*zip(*points, strict=True), marker=".", label=name)
     axes.set(xlabel="epoch", ylabel="loss", yscale="log")
     axes.legend(fontsize="small")
     return save_svg(figure)
+
+
+def _shade_phases(axes: Axes, records: Sequence["Record"]) -> None:
+    """Shades every other phase, from its first epoch to its last."""
+    for number, (_, phase) in enumerate(itertools.groupby(records, key=lambda record: record["phase"])):
+        epochs = [float(record["epoch"]) for record in phase]
+        if number % 2 == 0:
+            axes.axvspan(epochs[0] - 0.5, epochs[-1] + 0.5, color="0.93", zorder=0)
 
 
 def save_svg(figure: Figure) -> str:

@@ -7,11 +7,15 @@ student.safetensors (or model.safetensors, of `train`) the weights; there when t
 report.html         curves and figures
 closeness.json      how close a student is to its teacher, of `compress` and `report`
 evaluation-*.json   metrics that `compare` keeps
+checkpoint/         the state of a training that is not complete
+auxiliary/          the run of an auxiliary teacher, where there is one
 """
 
 import json
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +38,8 @@ RUN_FILES = (
     "closeness.json",
     *(name for weights in WEIGHTS_NAMES.values() for name in (weights, weights.replace("safetensors", "onnx"))),
 )
+BEFORE_CONFIG = {"environment.json", "environment.json.partial", "config.yaml.partial"}  # of a start that was cut off
+CHECKPOINT_FOLDER, AUXILIARY_FOLDER = "checkpoint", "auxiliary"
 PACKAGES = ("indistill", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime", "faiss-cpu", "pillow")
 
 
@@ -73,23 +79,34 @@ def create_run(folder: Path, config: dict[str, Any], environment: dict[str, Any]
     check_run_output(folder, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (*(folder / name for name in RUN_FILES), *folder.glob("evaluation-*.json")):
-            path.unlink(missing_ok=True)
+        auxiliary = folder / AUXILIARY_FOLDER
+        _remove_run_files(auxiliary, RUN_FILES)
+        if auxiliary.is_dir() and not any(auxiliary.iterdir()):
+            auxiliary.rmdir()
+        _remove_run_files(folder, [name for name in RUN_FILES if name != "config.yaml"])
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
-    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+    # Last, and an older one only now: what makes the folder a run is there at any moment, or nothing that matters is.
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def check_run_output(folder: Path, *, overwrite: bool) -> None:
     """Raises ExistsError if a run would be overwritten without being told to, or if the folder is something else."""
     check_no_file_above(folder)
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or {path.name for path in folder.iterdir()} <= BEFORE_CONFIG:
         return
-    if not _is_run(folder):
+    if not is_run(folder):
         raise ExistsError(f"{folder} exists and is not a run; choose another --out")
     if not overwrite:
-        raise ExistsError(f"{folder} exists; choose another --out, or replace it with --overwrite")
+        complete = any((folder / name).is_file() for name in WEIGHTS_NAMES.values())
+        resumable = "" if complete else ", or go on with --resume where its training was cut off"
+        raise ExistsError(f"{folder} exists; choose another --out, or replace it with --overwrite{resumable}")
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of a run."""
+    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
 
 
 def check_no_file_above(folder: Path) -> None:
@@ -99,7 +116,8 @@ def check_no_file_above(folder: Path) -> None:
             raise ExistsError(f"{folder} cannot be made a folder, as {path} is a file; choose another --out")
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder is that of a run, complete or not."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -189,6 +207,12 @@ def write_text(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _remove_run_files(folder: Path, names: Iterable[str]) -> None:
+    remove_checkpoints(folder)
+    for path in (*(folder / name for name in names), *folder.glob("evaluation-*.json")):
+        path.unlink(missing_ok=True)
 
 
 def _find_commit() -> str | None:

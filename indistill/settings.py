@@ -25,6 +25,8 @@ class RunSettings:
         seed: of initial weights, order and augmentation.
         device: where training runs.
         overwrite: whether an older run in `out` is replaced.
+        resume: whether the run in `out` goes on.
+        checkpoint_every_s: seconds between checkpoints within an epoch.
     """
 
     out: Path
@@ -33,6 +35,8 @@ class RunSettings:
     seed: int
     device: torch.device
     overwrite: bool
+    resume: bool = False
+    checkpoint_every_s: float = 60.0
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indistill.checkpoint import Checkpoints
 from indistill.config import Recipe
 from indistill.curriculum import build_supervised, scale_epochs
 from indistill.data.batches import Batches
@@ -13,9 +14,11 @@ from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError
 from indistill.models.loading import Network
 from indistill.models.weights import save_weights
-from indistill.monitor import TrainingMonitor
+from indistill.monitor import TrainingMonitor, print_schedule
 from indistill.report import write_training_report
-from indistill.runs import WEIGHTS_NAMES, create_run, describe_environment
+from indistill.resume import open_run
+from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
+from indistill.safety import explain_interruption
 from indistill.settings import RunSettings, describe_run
 from indistill.training import train
 
@@ -26,16 +29,16 @@ class ClassStep:
     def __init__(self, network: nn.Module) -> None:
         self.network, self.learnt = network, nn.Module()
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Does nothing: all epochs are alike."""
+    def begin_epoch(self, _epoch: int, /) -> None:
+        """Nothing: the loss is the same in each epoch."""
 
-    def prepare(self, _images: Tensor, labels: Tensor, /) -> tuple[Tensor]:
+    def prepare(self, _images: Tensor, labels: Tensor, /) -> Tensor:
         """Returns the labels (B,) int64."""
-        return (labels,)
+        return labels
 
-    def __call__(self, images: Tensor, target: tuple[Tensor, ...], /) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
         """Returns the loss of images (B, 3, H, W) and labels (B,) int64."""
-        return F.cross_entropy(self.network(images), target[0])
+        return F.cross_entropy(self.network(images), labels)
 
 
 def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
@@ -45,6 +48,7 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
 
     Raises:
         ExistsError: the folder exists.
+        InputError: there is no such run to resume.
         ModelError: the network does not give one logit for each class.
         TrainingError: the loss is not finite.
     """
@@ -57,11 +61,16 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     module = network.module.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_logits(network, module, next(batches.draw_epoch())[0], len(pixels.classes))
     config = describe_run("train", network, recipe, settings, phases)
-    create_run(settings.out, config, describe_environment(pixels, settings.seed), overwrite=settings.overwrite)
-    with TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(module, phases, batches, lambda _: ClassStep(module), monitor)
-    save_weights(module, settings.out / WEIGHTS_NAMES["train"])
-    write_training_report(settings.out / "report.html", config, monitor.records)
+    if not open_run(settings, config, describe_environment(pixels, settings.seed)):
+        return settings.out
+    print_schedule(phases)
+    checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
+    with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
+        options = recipe.supervised_optimisation
+        train(module, phases, batches, lambda _: ClassStep(module), monitor, options, checkpoints=checkpoints)
+        write_training_report(settings.out / "report.html", config, monitor.records)
+        save_weights(module, settings.out / WEIGHTS_NAMES["train"])  # last: with it the run is complete
+    remove_checkpoints(settings.out)
     return settings.out
 
 

@@ -1,45 +1,62 @@
-"""The training loop: phases of a curriculum, one Adam, one record an epoch."""
+"""The training loop: phases of a curriculum, one Adam, one record an epoch, and a state that can be saved between any
+two batches.
+"""
 
-import math
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from indistill.ahead import run_ahead
-from indistill.curriculum import Phase
+from indistill.checkpoint import (
+    Checkpoints,
+    Snapshot,
+    copy_tensors,
+    get_random_states,
+    list_tensors,
+    set_random_states,
+)
+from indistill.curriculum import Phase, count_epochs, end_phase, has_stalled
 from indistill.data.batches import Batches
 from indistill.errors import TrainingError
 from indistill.memory import keep_freed_memory
+from indistill.optimiser import average_weights, make_optimiser
+from indistill.progress import make_console
+from indistill.safety import LossWatch, describe_batch, explain_failure
+from indistill.schedule import Optimisation, compute_rate_factor
 
-Restart = Literal["never", "phase", "epoch"]
 Record = dict[str, float | int | str]
+Target = Any  # a tensor, or a tuple of them: what `prepare` gives and `__call__` takes is the step's own affair
 
 
 class Step(Protocol):
-    """The loss of a batch, and the part of the student that it trains."""
+    """The loss of a batch, the part of the student that it trains, and what is trained beside it."""
 
     @property
     def network(self) -> nn.Module: ...
 
     @property
     def learnt(self) -> nn.Module:
-        """What is trained beside the student and dropped afterwards; without parameters where there is nothing."""
+        """What is trained with the student and dropped after the phase; a module without parameters for nothing."""
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 0 in the phase."""
+    def begin_epoch(self, epoch: int, /) -> None:
+        """Called before each epoch of the phase, counted from 0."""
 
-    def prepare(self, images: Tensor, labels: Tensor, /) -> tuple[Tensor, ...]:
+    def prepare(self, images: Tensor, labels: Tensor, /) -> Target:
         """Returns the target for images (B, 3, H, W) and labels (B,): all that no student is needed for."""
 
-    def __call__(self, images: Tensor, target: tuple[Tensor, ...], /) -> Tensor:
+    def __call__(self, images: Tensor, target: Target, /) -> Tensor:
         """Returns a scalar loss for images and their target."""
 
 
 class Monitor(Protocol):
     """What watches the training: a progress bar and a log."""
+
+    def resume(self, records: list[Record], batches: int) -> None:
+        """Called before a training that goes on: the records of its epochs so far, and its batches so far."""
 
     def report_batch(self, phase: Phase, loss: Tensor, images: int) -> None:
         """Called after each batch; the loss is detached."""
@@ -54,10 +71,10 @@ def train(
     batches: Batches,
     build_step: Callable[[Phase], Step],
     monitor: Monitor,
+    options: Optimisation = Optimisation(),  # noqa: B008 - frozen
     *,
-    restart: Restart = "never",
-    beta2: float = 0.999,
     ahead: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Trains a network in place through all phases.
 
@@ -65,67 +82,194 @@ def train(
         student: in memory format channels last for speed; its parameters are trained as far as a phase reaches them.
         phases: the curriculum.
         batches: the training images.
-        build_step: gives the loss of a phase, called when the phase begins.
+        build_step: gives the loss of a phase, called when the phase begins, and when it goes on in another process.
         monitor: is told of each batch and epoch.
-        restart: when Adam starts anew: `phase` is each time that the loss becomes another one.
-        beta2: decay of Adam's second moment.
+        options: how Adam is run.
         ahead: whether a thread makes the next batch and its target while the student trains on this one: faster on a
             CPU where the student's own work is the larger part and too small for all cores. See `run_ahead`.
+        checkpoints: where the state is saved, and read if there is one: on the CPU, with the same number of threads,
+            the training then ends with the weights that it would have had without a break, bit by bit.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: a loss is not finite, or the memory is not enough.
     """
     keep_freed_memory()
-    optimiser = _make_optimiser(student, beta2)
-    epoch, objective = 0, (phases[0].objective, phases[0].stage)
     student.train()
-    for phase in phases:
-        step = build_step(phase)
+    training = _Training(student, phases, batches, options, checkpoints)
+    saved = checkpoints.read() if checkpoints else None
+    if saved is not None:
+        training.phase = saved.phase
+        monitor.resume(saved.records, training.count_batches(saved))
+    with explain_failure(batches.batch_size):
+        while training.phase < len(phases):
+            step = build_step(phases[training.phase])
+            training.begin_phase(step)
+            if saved is not None:
+                training.restore(saved, step)
+                saved = None
+            while training.epoch < training.durations[training.phase]:
+                training.run_epoch(step, monitor, ahead=ahead)
+            training.phase, training.epoch = training.phase + 1, 0
+    if training.averaged is not None:
+        copy_tensors(student, list_tensors(training.averaged.module))
+
+
+class _Training:
+    """Where a training stands."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        phases: tuple[Phase, ...],
+        batches: Batches,
+        options: Optimisation,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.student, self.phases, self.batches, self.options = student, phases, batches, options
+        self.device = batches.labels.device
+        self.phase = self.epoch = self.batch = 0
+        self.durations = [phase.epochs for phase in phases]
+        self.order = batches.generator.get_state()
+        self.total, self.seconds = torch.zeros((), device=self.device), 0.0
+        self.records: list[Record] = []
+        self.learnt = nn.Module()
+        self.optimiser = make_optimiser(student, self.learnt, options)
+        self.averaged = average_weights(student, options.ema)
+        self.checkpoints, self.watch = checkpoints, LossWatch(self.device)
+        self.threads = torch.get_num_threads()  # before `run_ahead` shares them out
+
+    def begin_phase(self, step: Step) -> None:
+        """Puts the step's networks into training; Adam goes on with the student's moments unless it starts anew."""
         step.network.train()
-        if restart == "phase" and (phase.objective, phase.stage) != objective:
-            optimiser = _make_optimiser(student, beta2)
-        objective = (phase.objective, phase.stage)
-        step.learnt.train()
-        for epoch_of_phase in range(phase.epochs):
-            epoch += 1
-            step.begin_epoch(epoch_of_phase)
-            if restart == "epoch":
-                optimiser = _make_optimiser(student, beta2)
-            _add_parameters(optimiser, step.learnt)
-            for group in optimiser.param_groups:
-                group["lr"] = phase.lr
-            started, total = time.perf_counter(), torch.zeros((), device=batches.labels.device)
-            prepared = ((images, step.prepare(images, labels)) for images, labels in batches.draw_epoch())
-            for images, target in run_ahead(prepared) if ahead else prepared:
-                optimiser.zero_grad(set_to_none=True)
-                loss = step(images, target)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                total += loss.detach()
-                monitor.report_batch(phase, loss.detach(), len(images))
-            mean, seconds = float(total) / len(batches), time.perf_counter() - started
-            if not math.isfinite(mean):
-                raise TrainingError(
-                    f"the loss is {mean} in epoch {epoch} ({phase.name}): lower --lr, or look at the images"
-                )
-            monitor.report_epoch(
-                {
-                    "epoch": epoch,
-                    "phase": phase.name,
-                    "loss": mean,
-                    "lr": phase.lr,
-                    "seconds": round(seconds, 3),
-                    "images_per_s": round(batches.count / seconds, 1),
-                }
+        self.learnt = step.learnt.to(self.device).train()
+        now, before = self.phases[self.phase], self.phases[max(0, self.phase - 1)]
+        anew = self.options.restart == "phase" and (now.objective, now.stage) != (before.objective, before.stage)
+        self._make_optimiser(None if anew else self.optimiser)
+
+    def run_epoch(self, step: Step, monitor: Monitor, *, ahead: bool) -> None:
+        """Trains for an epoch, or for what is left of one, and reports it."""
+        phase, batches, options = self.phases[self.phase], self.batches, self.options
+        if self.batch == 0:
+            self._begin_epoch(step)
+        done, steps = len(self.records) * len(batches), len(batches)
+        trained = [*self.student.parameters(), *self.learnt.parameters()]
+        started, rate = time.perf_counter() - self.seconds, phase.lr
+        prepared = ((images, step.prepare(images, labels)) for images, labels in batches.draw_epoch(self.batch))
+        for images, target in run_ahead(prepared) if ahead else prepared:
+            rate = phase.lr * compute_rate_factor(options, done + self.batch, count_epochs(self.phases) * steps, steps)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            self.optimiser.zero_grad(set_to_none=True)
+            loss = step(images, target)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if options.clip:
+                clip_grad_norm_(trained, options.clip)
+            self.optimiser.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.student)
+            self.total += loss.detach()
+            self.batch += 1
+            monitor.report_batch(phase, loss.detach(), len(images))
+            self._check(self.watch.add(loss.detach()), images)
+            if self.checkpoints and self.batch < steps and self.checkpoints.is_due(epoch_ends=False):
+                self._check(self.watch.check(), images)
+                self.seconds = time.perf_counter() - started
+                self.checkpoints.write(self._capture(), done + self.batch)
+        self._check(self.watch.check(), images)
+        mean, seconds = float(self.total) / steps, time.perf_counter() - started
+        record: Record = {
+            "epoch": len(self.records) + 1,
+            "phase": phase.name,
+            "loss": mean,
+            "lr": rate,
+            "seconds": round(seconds, 3),
+            "images_per_s": round(batches.count / seconds, 1),
+        }
+        self._end_epoch(record)
+        monitor.report_epoch(record)
+
+    def count_batches(self, saved: Snapshot) -> int:
+        """Returns the batches of the whole training that a snapshot has behind it."""
+        return len(saved.records) * len(self.batches) + saved.batch
+
+    def restore(self, saved: Snapshot, step: Step) -> None:
+        """Takes the state of a snapshot over, after `begin_phase` of its phase."""
+        if saved.threads != self.threads:
+            make_console().print(
+                f"warning: this training ran with {saved.threads} threads, now with {self.threads}: "
+                "the last digits may differ from those of an unbroken run",
+                markup=False,
             )
+        self.epoch, self.batch, self.durations = saved.epoch, saved.batch, list(saved.durations)
+        self.order, self.seconds, self.records = saved.order, saved.seconds, list(saved.records)
+        self.total = saved.total.to(self.device)
+        self.batches.generator.set_state(saved.order)
+        copy_tensors(self.student, saved.student)
+        copy_tensors(self.learnt, saved.learnt)
+        if self.averaged is not None:
+            copy_tensors(self.averaged, saved.averaged)
+        for name, parameter in self.student.named_parameters():
+            parameter.requires_grad_(name not in saved.frozen)
+        self._make_optimiser(None)
+        self.optimiser.load_state_dict(saved.optimiser)
+        if self.batch:
+            step.begin_epoch(self.epoch)
+        set_random_states(saved.random, self.device)  # last, as building a step draws from them
 
+    def _begin_epoch(self, step: Step) -> None:
+        step.begin_epoch(self.epoch)
+        if self.options.restart == "epoch":
+            self._make_optimiser(None)
+        self.order = self.batches.generator.get_state()
+        self.total, self.seconds = torch.zeros((), device=self.device), 0.0
 
-def _make_optimiser(network: nn.Module, beta2: float) -> torch.optim.Adam:
-    return torch.optim.Adam(network.parameters(), betas=(0.9, beta2), fused=True)
+    def _end_epoch(self, record: Record) -> None:
+        self.records.append(record)
+        self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
+        self.order = self.batches.generator.get_state()
+        losses = [float(record["loss"]) for record in self.records[-self.epoch :]]
+        if has_stalled(losses, self.phases[self.phase].tolerance):
+            self.durations = end_phase(self.phases, self.durations, self.phase, self.epoch)
+        if self.checkpoints and (
+            self.checkpoints.is_due(epoch_ends=True) or len(self.records) == count_epochs(self.phases)
+        ):
+            self.checkpoints.write(self._capture(), len(self.records) * len(self.batches))
 
+    def _capture(self) -> Snapshot:
+        # The order is that of the epoch's beginning: what a thread has made ahead is not trained on yet.
+        return Snapshot(
+            phase=self.phase,
+            epoch=self.epoch,
+            batch=self.batch,
+            durations=self.durations,
+            order=self.order,
+            random=get_random_states(self.device),
+            student=list_tensors(self.student),
+            learnt=list_tensors(self.learnt),
+            averaged={} if self.averaged is None else list_tensors(self.averaged),
+            frozen=[name for name, parameter in self.student.named_parameters() if not parameter.requires_grad],
+            optimiser=self.optimiser.state_dict(),
+            total=self.total,
+            seconds=self.seconds,
+            records=self.records,
+            threads=self.threads,
+        )
 
-def _add_parameters(optimiser: torch.optim.Adam, learnt: nn.Module) -> None:
-    known = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
-    new = [parameter for parameter in learnt.parameters() if id(parameter) not in known]
-    if new:
-        optimiser.add_param_group({"params": new})
+    def _make_optimiser(self, carried: torch.optim.Adam | None) -> None:
+        self.optimiser = make_optimiser(self.student, self.learnt, self.options, carried)
+
+    def _check(self, batches_ago: int | None, images: Tensor) -> None:
+        """Raises TrainingError if a batch had a loss that is not finite; None if all are well."""
+        if batches_ago is None:
+            return
+        number, gradients = self.batch - batches_ago, []
+        if batches_ago:  # made once more: its gradients are gone
+            self.batches.generator.set_state(self.order)
+            images = next(self.batches.draw_epoch(number - 1))[0]
+        else:
+            gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        raise TrainingError(
+            f"the loss of batch {number} of {len(self.batches)} in epoch {len(self.records) + 1} "
+            f"({self.phases[self.phase].name}) is not finite; {describe_batch(images, gradients)}: lower --lr, or look "
+            "at the images"
+        )

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import ModelError
 
 MISMATCHES_SHOWN = 3
@@ -82,6 +83,6 @@ def load_weights(network: nn.Module, path: Path) -> None:
 def save_weights(network: nn.Module, path: Path) -> None:
     """Writes a network's state dict as safetensors, complete or not at all."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(save(state))
-    partial.replace(path)
+    with write_aside(path) as stream:
+        stream.write(save(state))
+    move_into_place(name_aside(path), path)

@@ -4,10 +4,13 @@ from hypothesis import strategies as st
 
 from indistill.curriculum import (
     Phase,
+    arrange_warm_up,
     build_curriculum,
     build_supervised,
     build_warm_up,
     count_epochs,
+    end_phase,
+    has_stalled,
     scale_epochs,
 )
 
@@ -49,3 +52,34 @@ def test_scaling_gives_the_total_and_leaves_every_phase_an_epoch(epochs: list[in
 def test_no_epochs_cannot_be_scaled_to() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         scale_epochs(build_supervised(5, 1e-3, (0, 1e-4)), 0)
+
+
+PAPER = build_warm_up(3, 2, 1e-3)
+
+
+def test_every_arrangement_of_the_stages_has_as_many_epochs() -> None:
+    kinds = ("paper", "joint", "reversed", "equal", "adaptive")
+    arranged = {kind: arrange_warm_up(PAPER, kind, 0.1) for kind in kinds}
+    assert arranged["paper"] == PAPER
+    assert [(p.objective, p.stage, p.epochs) for p in arranged["joint"]] == [("joint", 0, 12)]
+    assert [(p.stage, p.epochs) for p in arranged["reversed"]] == [(3, 5), (2, 4), (1, 3)]
+    assert [(p.stage, p.epochs) for p in arranged["equal"]] == [(1, 4), (2, 4), (3, 4)]
+    assert [(p.stage, p.epochs, p.tolerance) for p in arranged["adaptive"]] == [(1, 3, 0.1), (2, 4, 0.1), (3, 5, 0.1)]
+    assert arrange_warm_up(PAPER, "none", 0.1) == arrange_warm_up((), "joint", 0.1) == ()
+
+
+def test_equal_shares_that_do_not_divide_go_to_the_later_stages() -> None:
+    assert [p.epochs for p in arrange_warm_up(build_warm_up(4, 0, 1e-3), "equal", 0.1)] == [2, 2, 3, 3]
+
+
+def test_a_stage_has_stalled_when_its_loss_falls_by_less_than_its_share() -> None:
+    assert not has_stalled([1.0, 0.5], 0.0)
+    assert not has_stalled([1.0], 0.1)
+    assert not has_stalled([1.0, 0.9, 0.8], 0.1)
+    assert has_stalled([1.0, 0.5, 0.46], 0.1)
+    assert has_stalled([1.0, 1.1], 0.1)
+
+
+def test_what_a_stage_leaves_goes_to_the_embedding_after_it() -> None:
+    phases = build_curriculum(PAPER, 60, 1e-3, (10, 1e-4))
+    assert end_phase(phases, [3, 4, 5, 48, 10], 1, 2) == [3, 2, 5, 50, 10]

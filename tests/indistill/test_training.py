@@ -17,6 +17,7 @@ from indistill.models.paper import PaperResNet18, build_cnn_a, build_cnn_s
 from indistill.preprocess import Preprocessing
 from indistill.pruning import measure_importance, select_channels
 from indistill.runs import check_run_output, create_run, describe_environment, read_metrics, write_text
+from indistill.schedule import Optimisation
 from indistill.stages import Embedder, StagePair, Tap
 from indistill.training import train
 
@@ -30,6 +31,9 @@ class Silent:
     def __init__(self) -> None:
         self.records: list[dict] = []
         self.batches = 0
+
+    def resume(self, records: list[dict], batches: int) -> None:
+        self.records = list(records)
 
     def report_batch(self, phase: Phase, loss: Tensor, images: int) -> None:
         assert not loss.requires_grad
@@ -133,7 +137,7 @@ def test_a_stage_trains_its_own_layers_only() -> None:
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     distillation = make_distillation()
     distillation.student.conv1.weight.data.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1 \(stage 1\)"):
+    with pytest.raises(TrainingError, match=r"the loss of batch 1 of 4 in epoch 1 \(stage 1\) is not finite"):
         train_phases(distillation, build_warm_up(1, 0, 1e-2))
 
 
@@ -173,7 +177,7 @@ def test_adam_starts_anew_when_it_is_told_to(restart, full_steps: set[int]) -> N
     network = nn.Linear(1, 1, bias=False)
     step = CountingStep(network)
     phases = (Phase("a", "stage", 1, 2, 1e-2), Phase("b", "embedding", 0, 2, 1e-2))
-    train(network, phases, make_batches(), lambda _: step, Silent(), restart=restart)
+    train(network, phases, make_batches(), lambda _: step, Silent(), Optimisation(restart=restart))
     steps = np.abs(np.diff([*step.seen, network.weight.item()]))[::4]  # the first of each epoch
     assert {i for i, size in enumerate(steps) if size > 0.99e-2} == full_steps
 
