@@ -82,7 +82,7 @@ def try_pair(teacher: str, student: str, gallery: Path, queries: Path, out: Path
     """Returns the pairs of stages with the channels kept, how far the exported file is from PyTorch, and mAP."""
     options = ("--data", gallery, "--image-size", SIDE, "--batch-size", 32, "--epochs", 1, "--set", "data.crop=1")
     run, file = out / "run", out / "run" / "student.onnx"
-    call("compress", "-t", teacher, "-s", student, *options, "--out", run)
+    call("compress", "-t", teacher, "-s", student, *options, "--no-report", "--out", run)
     call("export", run, "--onnx")
     evaluated = call("evaluate", "--model", file, "--gallery", gallery, "--queries", queries)
     rows = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["alignment"]

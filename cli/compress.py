@@ -178,10 +178,10 @@ def compress(
     pixels = read_training_pixels(images, chosen)
     if between is None:
         pairing = align_channels(pairing, pixels, chosen, run_settings)
+    check_compress(pairing, pixels, chosen, run_settings)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
     print_pairing(pairing)
     if dry_run:
-        check_compress(pairing, pixels, chosen, run_settings)
         stages = count_stages(pairing, chosen)
         if between is None:
             print_schedule(plan_curriculum(chosen, stages, epochs))

@@ -1,6 +1,8 @@
 """From PyTorch to one ONNX file: normalisation, network and L2 norm inside, preprocessing described."""
 
+import contextlib
 import hashlib
+import io
 import logging
 import tempfile
 from collections.abc import Iterable
@@ -138,20 +140,28 @@ def hash_weights(module: nn.Module) -> str:
 
 def _convert(deployed: DeployedNetwork, side: int) -> onnx.ModelProto:
     example = torch.zeros(EXAMPLE_BATCH, side, side, 3, dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        program = torch.onnx.export(
-            deployed.eval(),
-            (example,),
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: "batch"},),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # of what cannot be exported, whole graphs are printed
+            program = torch.onnx.export(
+                deployed.eval(),
+                (example,),
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: "batch"},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
-        raise ModelError(f"the network cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ModelError(
+            f"the network cannot be exported to ONNX: {reason} (what its forward pass does may depend on the size of "
+            "the images, never on their values)"
+        ) from error
+    finally:
+        logging.disable(disabled)
     if program is None:
         raise ModelError("the network cannot be exported to ONNX: PyTorch's exporter gave nothing")
     return program.model_proto

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from indistill.criteria import Criterion
 from indistill.errors import StageError
+from indistill.producers import Producer, find_producers
 from indistill.stages import Tap, freeze, to_map
 from indistill.taps import Taps
-from indistill.trunk import Producer, find_producers
 
 BATCH_SIZE = 32
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from indistill.losses.loss import Target
 
@@ -50,19 +49,29 @@ def compute_probabilities(embeddings: Tensor) -> Tensor:
     """Returns the conditional probabilities of neighbourhood (2, N, N) of embeddings (N, D): by the cosine kernel, and
     by the Student-t kernel. Each row sums to one.
     """
-    embeddings = embeddings.float()
-    kernels = torch.stack([compute_cosine_kernel(embeddings), compute_student_t_kernel(embeddings)])
+    products = compute_products(embeddings)
+    kernels = torch.stack([compute_cosine_kernel(products), compute_student_t_kernel(products)])
     return kernels / kernels.sum(2, keepdim=True)
 
 
-def compute_cosine_kernel(embeddings: Tensor) -> Tensor:
+def compute_products(embeddings: Tensor) -> Tensor:
+    """Returns the inner products of all pairs of rows, (N, N) float32, from which both kernels follow."""
+    rows = embeddings.float()
+    return rows @ rows.T
+
+
+def compute_cosine_kernel(products: Tensor) -> Tensor:
     """Returns (1 + cosine) / 2 for all pairs of rows, (N, N) in [0, 1]."""
-    unit = F.normalize(embeddings, eps=EPSILON)
-    return ((1 + unit @ unit.T) / 2).clamp_min(0)  # opposite rows can round to a cosine below -1
+    lengths = products.diagonal().clamp_min(EPSILON**2).sqrt()  # (N,)
+    cosines = products / (lengths[:, None] * lengths[None, :])
+    return ((1 + cosines) / 2).clamp_min(0)  # opposite rows can round to a cosine below -1
 
 
-def compute_student_t_kernel(embeddings: Tensor) -> Tensor:
-    """Returns 1 / (1 + Euclidean distance) for all pairs of rows, (N, N) in (0, 1]."""
-    squares = embeddings.square().sum(1)  # (N,)
-    distances = squares[:, None] + squares[None, :] - 2 * embeddings @ embeddings.T
+def compute_student_t_kernel(products: Tensor) -> Tensor:
+    """Returns 1 / (1 + Euclidean distance) for all pairs of rows, (N, N) in (0, 1].
+
+    A row's square is taken from the products, so that its distance to itself is exactly zero.
+    """
+    squares = products.diagonal()  # (N,)
+    distances = squares[:, None] + squares[None, :] - 2 * products
     return 1 / (1 + torch.sqrt(distances.clamp_min(0) + EPSILON))

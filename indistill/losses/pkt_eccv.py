@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from indistill.losses.loss import Target
-from indistill.losses.pkt import EPSILON, compute_cosine_kernel
+from indistill.losses.pkt import EPSILON, compute_cosine_kernel, compute_products
 
 SCALE = 10_000.0  # brings the gradient to that of 1000 * PKT; others weigh the same mean by 30,000
 
@@ -31,5 +31,5 @@ class PktEccvLoss:
 
 
 def _compute_probabilities(embeddings: Tensor) -> Tensor:
-    kernel = compute_cosine_kernel(embeddings.float())
+    kernel = compute_cosine_kernel(compute_products(embeddings))
     return kernel / kernel.sum(1, keepdim=True)

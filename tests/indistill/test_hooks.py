@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indistill.errors import StageError
+from indistill.errors import ModelError, StageError
 from indistill.export.onnx import DeployedNetwork, export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.hooks import HookedNetwork, cut_network
@@ -121,3 +121,14 @@ def test_export_holds_no_hooks_and_agrees_with_pytorch(network, tmp_path) -> Non
 def test_a_network_that_cannot_be_cut_at_its_embedding_is_not_exported(network) -> None:
     with pytest.raises(StageError, match=r"Branching cannot be exported with the embedding 'second\.0'"):
         cut_network(HookedNetwork(network.module, ["second.0"]), 16)
+
+
+def test_a_branch_on_the_images_values_is_not_exported_and_the_error_is_one_line(tmp_path, capfd) -> None:
+    (tmp_path / "mine.py").write_text(SOURCE.replace("image.shape[-1] < 8", "image.mean() > 1e6"))
+    network = load_network(f"{tmp_path / 'mine.py'}:Branching", arguments={"image_size": 16})
+    pixels = np.zeros((2, 16, 16, 3), np.uint8)
+    with pytest.raises(ModelError, match="may depend on the size of the images, never on their values") as caught:
+        export_onnx(network, Preprocessing(16), pixels, tmp_path / "a.onnx")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+    assert not (tmp_path / "a.onnx").exists()

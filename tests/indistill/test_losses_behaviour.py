@@ -136,7 +136,7 @@ def test_relations_do_not_change_when_the_embedding_is_turned(name: str) -> None
     loss = make_loss(name, student, teacher)
     expected = float(compute(loss, student, teacher))
     turned = float(compute(loss, student @ rotation, teacher))
-    assert turned == pytest.approx(expected, rel=1e-2 if name == "pkt" else 1e-4)
+    assert turned == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
