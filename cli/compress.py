@@ -122,7 +122,7 @@ def compress(
         read_training_pixels,
         warn_of_teacher,
     )
-    from indistill.cli.output import print_pairing, print_run
+    from indistill.cli.output import print_run
     from indistill.cli.student import choose_student, print_trial
     from indistill.compress import align_channels, check_compress, count_stages, plan_curriculum, run_compress
     from indistill.config import FAITHFUL
@@ -131,8 +131,8 @@ def compress(
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
     from indistill.models.students import make_student
-    from indistill.monitor import print_schedule
     from indistill.pairing import pair_stages
+    from indistill.plan import print_pairing, print_schedule
     from indistill.resume import check_output
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
@@ -180,8 +180,8 @@ def compress(
         pairing = align_channels(pairing, pixels, chosen, run_settings)
     check_compress(pairing, pixels, chosen, run_settings)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
-    print_pairing(pairing)
     if dry_run:
+        print_pairing(pairing)
         stages = count_stages(pairing, chosen)
         if between is None:
             print_schedule(plan_curriculum(chosen, stages, epochs))

@@ -13,11 +13,9 @@ from rich.table import Table
 
 from indistill.cli.stdout import emit
 from indistill.hashing import hash_file
-from indistill.progress import make_console
 
 if TYPE_CHECKING:
     from indistill.export.artefact import Artefact
-    from indistill.pairing import Pairing
     from indistill.retrieval.index import Manifest
     from indistill.retrieval.metrics import Evaluation, Metric
 
@@ -28,25 +26,6 @@ def print_run(folder: Path) -> None:
     """Prints the run folder, and on standard error what may be done with it."""
     emit(str(folder))
     typer.echo(f"Next: indistill export {folder} --onnx", err=True)
-
-
-def print_pairing(pairing: "Pairing") -> None:
-    """Prints the pairs of stages on standard error, and what was left out."""
-    console = make_console()
-    for reason in pairing.skipped:
-        console.print(f"warning: {reason}, and it is skipped; --pair TEACHER:STUDENT names others", markup=False)
-    rows = [
-        [
-            f"{row['teacher']}:{row['student']}",
-            *(f"{side}x{side}" if side else "vector" for side in (row["teacher_side"], row["student_side"])),
-            f"{row['kept']} of {row['teacher_width']}",
-            "" if row["energy"] is None else f"{100 * row['energy']:.1f} %",
-        ]
-        for row in pairing.describe()
-    ]
-    if rows:
-        header = ["stages (teacher:student)", "teacher map", "student map", "channels kept", "of the energy"]
-        typer.echo(_format_table(header, rows), err=True)
 
 
 def print_export(file: Path, artefact: "Artefact", *, as_json: bool) -> None:

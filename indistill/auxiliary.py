@@ -25,9 +25,10 @@ from indistill.distill import build_terms
 from indistill.models.loading import Network
 from indistill.models.weights import load_weights
 from indistill.pairing import Pairing
+from indistill.plan import print_pairing
 from indistill.resume import open_run
 from indistill.runs import AUXILIARY_FOLDER, WEIGHTS_NAMES, describe_environment, is_run
-from indistill.settings import RunSettings
+from indistill.settings import RunSettings, describe_start
 
 FAR_APART = (
     100  # times the student's parameters: the paper's pair is 742 times apart, its auxiliary and student 4 times
@@ -91,7 +92,11 @@ def run_chain(
     distillation = build_distillation(pairing, recipe, settings)
     terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
     config = describe_compression(replace(pairing, teacher=teacher), recipe, settings, phases)
-    config["auxiliary"] = auxiliary.describe_source() | {"schedule": [asdict(hop)]}
+    config["auxiliary"] = auxiliary.describe() | {
+        "start": describe_start(auxiliary),
+        "parameters": auxiliary.count_parameters(),
+        "schedule": [asdict(hop)],
+    }
     if not open_run(settings, config, describe_environment(pixels, settings.seed)):
         return settings.out
     random = get_random_states(settings.device)
@@ -102,7 +107,9 @@ def run_chain(
         replace(settings, out=folder, epochs=None, overwrite=False, resume=is_run(folder)),
     )
     load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
-    distillation = replace(distillation, pairs=align_channels(pairing, pixels, recipe, settings).stages)
+    pairing = align_channels(pairing, pixels, recipe, settings)
+    print_pairing(pairing)
+    distillation = replace(distillation, pairs=pairing.stages)
     set_random_states(random, settings.device)  # the student's training draws the same numbers in any process
     distil(distillation, terms, phases, pixels, recipe, settings, config)
     return settings.out

@@ -15,8 +15,9 @@ from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distill import Distillation, build_step, build_terms, check_distillation
 from indistill.joint import JointStep
 from indistill.models.weights import save_weights
-from indistill.monitor import TrainingMonitor, print_schedule
+from indistill.monitor import TrainingMonitor
 from indistill.pairing import Pairing, choose_channels, draw_images
+from indistill.plan import print_pairing, print_schedule
 from indistill.report import write_training_report
 from indistill.resume import open_run
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
@@ -82,6 +83,7 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
     terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
     config = describe_compression(pairing, recipe, settings, phases)
     if open_run(settings, config, describe_environment(pixels, settings.seed)):
+        print_pairing(pairing)
         distil(distillation, terms, phases, pixels, recipe, settings, config)
     return settings.out
 

@@ -2,13 +2,10 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor
 
 from indistill.curriculum import Phase, count_epochs
@@ -17,15 +14,6 @@ from indistill.runs import write_text
 from indistill.training import Record
 
 REFRESH_S = 0.2
-
-
-def print_schedule(phases: Sequence[Phase]) -> None:
-    """Prints the phases with their epochs and learning rates to standard error."""
-    table = Table("phase", "epochs", "learning rate", box=box.SIMPLE_HEAD, pad_edge=False)
-    for phase in phases:
-        epochs = f"up to {phase.epochs}" if phase.tolerance else str(phase.epochs)
-        table.add_row(phase.name, epochs, f"{phase.lr:g}")
-    make_console().print(table)
 
 
 class TrainingMonitor:

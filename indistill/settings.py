@@ -63,7 +63,7 @@ def describe_run(
         "command": command,
         "version": __version__,
         "network": network.describe(),
-        "start": network.source if network.weights is None else str(network.weights.resolve()),
+        "start": describe_start(network),
         "parameters": network.count_parameters(),
         "data": settings.data,
         "seed": settings.seed,
@@ -71,3 +71,8 @@ def describe_run(
         "recipe": recipe.model_dump(mode="json"),
         "schedule": [asdict(phase) for phase in phases],
     }
+
+
+def describe_start(network: Network) -> str:
+    """Returns what a trained network's weights started from: a file, or the spec."""
+    return network.source if network.weights is None else str(network.weights.resolve())

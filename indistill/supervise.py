@@ -14,7 +14,8 @@ from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError
 from indistill.models.loading import Network
 from indistill.models.weights import save_weights
-from indistill.monitor import TrainingMonitor, print_schedule
+from indistill.monitor import TrainingMonitor
+from indistill.plan import print_schedule
 from indistill.report import write_training_report
 from indistill.resume import open_run
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints

@@ -1,6 +1,7 @@
 """`--resume` and `--auxiliary` on the command line."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -122,13 +123,22 @@ def test_an_auxiliary_is_chosen_where_teacher_and_student_are_far_apart(places: 
     assert chosen.code == 0
 
 
-def test_an_auxiliary_that_cannot_be_chosen_must_be_named(places: Places, refuse: Refuse) -> None:
+def test_where_no_auxiliary_is_known_the_teacher_is_narrowed(places: Places, refuse: Refuse) -> None:
     (places["here"] / "tiny.py").write_text(
         "from torch import nn\n\n\ndef build():\n"
         "    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))\n"
     )
     line = CHAIN.replace("paper:cnn-s", "{here}/tiny.py:build").replace("--auxiliary paper:cnn-a", "--auxiliary auto")
-    refuse(line + " --no-warm-up", "times the student's parameters", "name one with --auxiliary SPEC")
+    result = succeed(*fill(line + " --no-warm-up", places))
+    found = re.search(r"auxiliary: width:(0\.\d+), as the teacher has ([\d,]+) times", result.err)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(float(found[2].replace(",", "")) ** -0.25, abs=0.01)
+    config = yaml.safe_load((places["out"] / "config.yaml").read_text())
+    assert config["auxiliary"]["narrowing"]["width"] == float(found[1])
+    assert config["teacher"]["parameters"] > config["auxiliary"]["parameters"] > config["parameters"]
+
+
+def test_weights_of_an_auxiliary_need_one(refuse: Refuse) -> None:
     refuse(CHAIN.replace("--auxiliary paper:cnn-a", "--auxiliary-weights {resnet}"), "name it with --auxiliary")
 
 
