@@ -14,7 +14,7 @@ from indistill.cli.inputs import read_sample, report_skipped
 from indistill.comparison import Group
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, open_images, require_labels
-from indistill.errors import InputError
+from indistill.errors import DataError, InputError
 from indistill.export.bench import Engine, Protocol, count_turns, run_bench
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
@@ -24,6 +24,7 @@ from indistill.runs import Run, read_metrics, write_text
 
 TIMED_IMAGES = 8
 ROUNDS = 5
+UNREADABLE = b"unreadable "  # in the fingerprint, in the place of an image
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,26 @@ def fingerprint_images(images: ImageSet) -> str:
     """Returns a SHA-256 that changes with the images or their labels.
 
     Files are known by name, size and time of change, as reading them all would take longer than a second call should;
-    images in memory, and all others, by their pixels.
+    images in memory by their pixels, and all others by their content. One that is missing or damaged is skipped when
+    the set is read, and known as such here.
     """
     digest = hashlib.sha256(json.dumps([list(images.names), list(images.classes)]).encode())
     digest.update(images.labels.tobytes())
     if isinstance(images, FolderSet):
         for name in images.names:
-            stat = (images.folder / name).stat()
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
+            try:
+                stat = (images.folder / name).stat()
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
+            except OSError:
+                digest.update(UNREADABLE)
     elif isinstance(images, ArraySet):
         digest.update(np.ascontiguousarray(images.images).data)
     else:
         for position in range(len(images.names)):
-            digest.update(np.asarray(images.read(position)).tobytes())
+            try:
+                digest.update(images.fetch(position).content)
+            except (DataError, OSError):
+                digest.update(UNREADABLE)
     return digest.hexdigest()
 
 

@@ -113,7 +113,7 @@ def compress(
     """Distil a teacher into a light student by InDistill. Labels are used by loss.supervised alone."""
     import torch
 
-    from indistill.auxiliary import plan_chain, run_chain
+    from indistill.auxiliary import check_hop, plan_chain, run_chain
     from indistill.cli.closeness import report_trained_run
     from indistill.cli.inputs import (
         check_source_is_kept,
@@ -147,6 +147,8 @@ def compress(
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, extra=extra)
     if pair and not chosen.reads_stages:
         raise InputError("--pair names stages of the warm-up, which --no-warm-up (or the recipe) leaves out")
+    if (strict or criterion is not None) and not chosen.prunes:
+        raise InputError("--strict and --criterion are of a warm-up that prunes, which this recipe does not have")
     if auxiliary_weights is not None and auxiliary == "none":
         raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
     check_output(out, overwrite=overwrite, resume=resume)
@@ -166,7 +168,7 @@ def compress(
         arguments = arguments | {"num_classes": len(images.classes)}
     loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size, print_trial)
     check_trainable(loaded_student, "student")
-    between = load_auxiliary(auxiliary, auxiliary_weights, loaded_teacher, loaded_student, chosen, seed)
+    between = load_auxiliary(auxiliary, auxiliary_weights, loaded_teacher, loaded_student, arguments, seed)
     pairing = pair_stages(
         between or loaded_teacher,
         loaded_student,
@@ -176,9 +178,10 @@ def compress(
         wider=("refuse" if strict else "skip") if chosen.prunes else "keep",
     )
     pixels = read_training_pixels(images, chosen)
-    if between is None:
-        pairing = align_channels(pairing, pixels, chosen, run_settings)
+    pairing = align_channels(pairing, pixels, chosen, run_settings)
     check_compress(pairing, pixels, chosen, run_settings)
+    if between is not None:
+        check_hop(loaded_teacher, between, pixels, chosen, run_settings)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
     if dry_run:
         print_pairing(pairing)

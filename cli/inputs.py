@@ -1,6 +1,6 @@
 """From options to the objects that library calls take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from indistill.export.bench import Engine
     from indistill.export.onnx import Provenance
     from indistill.models.loading import Network
+    from indistill.models.specs import Argument
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,13 @@ def load_auxiliary(
     weights: Path | None,
     teacher: "Network",
     student: "Network",
-    recipe: Recipe,
+    arguments: "Mapping[str, Argument]",
     seed: int,
 ) -> "Network | None":
     """Returns the auxiliary of `--auxiliary SPEC|auto|none`; for `auto`, says which one it is and why.
 
     Raises:
-        InputError: the teacher is to be narrowed by options that do not belong together.
+        InputError: weights of an auxiliary that there is not, or a width that is to be searched.
         ModelError: the spec or the weights cannot be used.
     """
     import torch
@@ -165,12 +166,17 @@ def load_auxiliary(
             markup=False,
         )
     if chosen is None:
+        if weights is not None:
+            raise InputError("--auxiliary-weights: 'auto' found that no auxiliary is needed; name one with --auxiliary")
         return None
-    size = recipe.data.image_size
+    if chosen == "width:auto":
+        raise InputError("--auxiliary 'width:auto': the width of an auxiliary is not searched; name it, as width:0.3")
     if parse_width(chosen) is not None:
-        return make_student(StudentChoice(chosen, weights, seed=seed), teacher, {}, size)
+        size = arguments["image_size"]
+        assert isinstance(size, int)
+        return make_student(StudentChoice(chosen, weights, seed=seed), teacher, arguments, size)
     torch.manual_seed(seed)
-    auxiliary = load_network(chosen, weights=weights, arguments={"image_size": size}, role="auxiliary")
+    auxiliary = load_network(chosen, weights=weights, arguments=arguments, role="auxiliary")
     check_trainable(auxiliary, "auxiliary")
     return auxiliary
 
@@ -244,7 +250,7 @@ def load_teacher(run: Run, teacher: str | None, weights: Path | None) -> "Networ
         InputError: the run has no teacher, or its weights were random and not kept.
         ModelError: the weights are gone, or are others than those that the run began with.
     """
-    from indistill.models.loading import load_network
+    from indistill.models.loading import load_network, read_narrowing
     from indistill.models.specs import has_random_weights, parse_model_spec
 
     size = {"image_size": run.preprocessing.image_size}
@@ -268,8 +274,16 @@ def load_teacher(run: Run, teacher: str | None, weights: Path | None) -> "Networ
             f"{file} is not what {run.folder} was distilled from (SHA-256 {described['weights_sha256'][:12]}...): name "
             "the right file with --teacher-weights, or another teacher with --teacher"
         )
-    spec = described["source"] if file is None else described["spec"]
-    network = load_network(spec, weights=file, arguments=described["arguments"], role="teacher")
+    if file is None:
+        network = load_network(described["source"], arguments=described["arguments"], role="teacher")
+    else:
+        network = load_network(
+            described["spec"],
+            weights=file,
+            arguments=described["arguments"],
+            role="teacher",
+            narrowing=read_narrowing(described),
+        )
     return replace(network, source=described["source"], embedding=described["embedding"])
 
 
@@ -277,9 +291,15 @@ def load_untrained(run: Run) -> "Network":
     """Returns the network of a run with the random weights that the run's seed gives."""
     import torch
 
-    from indistill.models.loading import load_network
+    from indistill.models.loading import load_network, read_narrowing
+    from indistill.models.resizing import reinitialise
 
+    narrowing = read_narrowing(run.network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.config["seed"])
-        network = load_network(str(run.network["spec"]), arguments=run.network["arguments"], role="student")
+        network = load_network(
+            str(run.network["spec"]), arguments=run.network["arguments"], role="student", narrowing=narrowing
+        )
+        if narrowing is not None:  # a part of wide layers' weights is not what narrow ones begin with
+            reinitialise(network.module)
     return replace(network, embedding=run.network["embedding"])

@@ -11,6 +11,7 @@ from indistill.checkpoint import get_random_states, set_random_states
 from indistill.compress import (
     align_channels,
     build_distillation,
+    check_compress,
     count_stages,
     describe_compression,
     distil,
@@ -26,6 +27,7 @@ from indistill.models.loading import Network
 from indistill.models.weights import load_weights
 from indistill.pairing import Pairing
 from indistill.plan import print_pairing
+from indistill.progress import make_console
 from indistill.resume import open_run
 from indistill.runs import AUXILIARY_FOLDER, WEIGHTS_NAMES, describe_environment, is_run
 from indistill.settings import RunSettings, describe_start
@@ -59,6 +61,25 @@ def plan_chain(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, 
     return phases[0], phases[1:]
 
 
+def plan_hop(recipe: Recipe, epochs: int) -> Recipe:
+    """Returns the recipe of the training from the teacher to the auxiliary: the embedding's loss alone."""
+    curriculum = {"kind": "none", "epochs": epochs, "final_epochs": 0}
+    loss = {"name": "pkt" if recipe.loss.name == "pkth" else recipe.loss.name}  # there are no stages on this way
+    return recipe.model_copy(
+        update={
+            "curriculum": recipe.curriculum.model_copy(update=curriculum),
+            "loss": recipe.loss.model_copy(update=loss),
+        }
+    )
+
+
+def check_hop(
+    teacher: Network, auxiliary: Network, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings
+) -> None:
+    """Finds out whether the auxiliary can be trained; see `check_compress`."""
+    check_compress(Pairing(teacher, auxiliary, ()), pixels, plan_hop(recipe, 1), settings)
+
+
 def run_chain(
     teacher: Network, pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings
 ) -> Path:
@@ -66,8 +87,9 @@ def run_chain(
 
     Args:
         teacher: of the auxiliary.
-        pairing: the auxiliary as teacher, the student, and their stages.
-        pixels: the images; labels are not used.
+        pairing: the auxiliary as teacher, the student, and their stages, whose channels are chosen once more when the
+            auxiliary is trained.
+        pixels: the images; labels are used by a supervised loss alone.
         recipe: of both trainings; the auxiliary has its `auxiliary_epochs` of the embedding loss alone.
         settings: of the run.
 
@@ -79,19 +101,11 @@ def run_chain(
     """
     auxiliary, folder = pairing.teacher, settings.out / AUXILIARY_FOLDER
     hop, phases = plan_chain(recipe, count_stages(pairing, recipe), settings.epochs)
-    curriculum = {"kind": "none", "epochs": hop.epochs, "final_epochs": 0}
-    loss = {"name": "pkt" if recipe.loss.name == "pkth" else recipe.loss.name}  # there are no stages on this way
-    hop_recipe = recipe.model_copy(
-        update={
-            "curriculum": recipe.curriculum.model_copy(update=curriculum),
-            "loss": recipe.loss.model_copy(update=loss),
-        }
-    )
-    hop_pairing = Pairing(teacher, auxiliary, ())
-    build_distillation(hop_pairing, hop_recipe, settings)
+    check_hop(teacher, auxiliary, pixels, recipe, settings)
     distillation = build_distillation(pairing, recipe, settings)
     terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
-    config = describe_compression(replace(pairing, teacher=teacher), recipe, settings, phases)
+    rows = tuple(replace(row, energy=None) for row in pairing.alignments)  # measured before the auxiliary was trained
+    config = describe_compression(replace(pairing, teacher=teacher, alignments=rows), recipe, settings, phases)
     config["auxiliary"] = auxiliary.describe() | {
         "start": describe_start(auxiliary),
         "parameters": auxiliary.count_parameters(),
@@ -100,13 +114,15 @@ def run_chain(
     if not open_run(settings, config, describe_environment(pixels, settings.seed)):
         return settings.out
     random = get_random_states(settings.device)
+    make_console().print(f"the auxiliary, from the teacher, in {folder}", markup=False)
     run_compress(
-        hop_pairing,
+        Pairing(teacher, auxiliary, ()),
         pixels,
-        hop_recipe,
+        plan_hop(recipe, hop.epochs),
         replace(settings, out=folder, epochs=None, overwrite=False, resume=is_run(folder)),
     )
     load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
+    make_console().print("the student, from the auxiliary", markup=False)
     pairing = align_channels(pairing, pixels, recipe, settings)
     print_pairing(pairing)
     distillation = replace(distillation, pairs=pairing.stages)

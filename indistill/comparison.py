@@ -14,10 +14,15 @@ from indistill.runs import Run
 
 CONFIDENCE = 0.95
 SHORT_HASH = 8
-PLACES = ("seed", "device")  # what does not make a configuration another one
+# What does not make a configuration another one; the alignment is measured, and random channels depend on the seed.
+UNCOMPARED = ("seed", "device", "alignment")
+SHAPES = (".narrowing.tensors", ".narrowing.sizes")  # uncompared too: many, and told apart by width and parameters
 # What follows from other keys as a rule, and is named only where those tell no difference.
-CONSEQUENCES = ("schedule", "pairs", "parameters", "version", "network.embedding", "teacher.embedding")
-CONSEQUENCES_BELOW = ("network.arguments.", "teacher.arguments.", "teacher.parameters")
+CONSEQUENCES = (
+    *("schedule", "pairs", "parameters", "version", "network.embedding", "teacher.embedding"),
+    *("auxiliary.schedule", "auxiliary.parameters", "auxiliary.embedding"),
+)
+CONSEQUENCES_BELOW = ("network.arguments.", "teacher.arguments.", "teacher.parameters", "auxiliary.arguments.")
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,18 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, str]:
     Keys of the recipe have no prefix, and `epochs` is the schedule's total. The teacher is known by the hash of its
     weights, wherever they lie.
     """
-    values = dict(_flatten("", {name: value for name, value in config.items() if name not in PLACES}))
+    values = dict(_flatten("", {name: value for name, value in config.items() if name not in UNCOMPARED}))
     values["epochs"] = str(sum(phase["epochs"] for phase in config["schedule"]))
     if values["start"] == values["network.spec"]:  # random weights
         values.pop("start")
     if "teacher.weights_sha256" in values:
         values.pop("teacher.source")
         values.pop("teacher.weights")
-    return {key.removeprefix("recipe."): value for key, value in values.items()}
+    return {
+        key.removeprefix("recipe."): value
+        for key, value in values.items()
+        if not any(shapes in key for shapes in SHAPES)
+    }
 
 
 def name_configs(configs: Sequence[Mapping[str, str]]) -> list[str]:

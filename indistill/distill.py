@@ -179,8 +179,8 @@ def build_terms(
     if reads == "logits" and not teacher_dim == student_dim >= 2:
         raise ModelError(
             f"loss '{options.name}' needs the same classes of both, two at least, and the teacher has {teacher_dim}, "
-            f"the student {student_dim}: set the student's in its spec, as by ?num_classes={teacher_dim}, or choose a "
-            "loss of embeddings, as --loss pkt"
+            f"the student {student_dim}: set the student's in its spec, as by ?num_classes={teacher_dim} (that "
+            "of a width: student in --teacher), or choose a loss of embeddings, as --loss pkt"
         )
     loss = build_loss(options, student_dim, teacher_dim)
     if isinstance(loss, nn.Module):
@@ -244,7 +244,8 @@ def _build_supervised_term(distillation: Distillation, example: Tensor, options:
     if width != classes:
         raise ModelError(
             f"loss.supervised 'cross-entropy' needs a logit for each class, and the student gives {width}, "
-            f"the data has {classes} classes: set the number in the student's spec, as by ?num_classes={classes}"
+            f"the data has {classes} classes: set the number in the student's spec, as by ?num_classes={classes} "
+            "(that of a width: student in --teacher)"
         )
     return Term(loss, "logits", node, None, 1, options.supervised_weight)
 

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from indistill.curriculum import Phase, count_epochs
+from indistill.errors import InputError
 from indistill.progress import make_console
 from indistill.runs import write_text
 from indistill.training import Record
@@ -74,10 +75,19 @@ class TrainingMonitor:
         )
 
     def report_epoch(self, record: Record) -> None:
-        """Appends the record."""
+        """Appends the record.
+
+        Raises:
+            InputError: the log cannot be written to.
+        """
         self.records.append(record)
-        with self._log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        try:
+            with self._log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{self._log} cannot be written: {error.strerror}; make room, and go on with --resume"
+            ) from error
         if not self._console.is_terminal:
             self._console.print(
                 f"epoch {record['epoch']}/{self._epochs}  {record['phase']}  loss {record['loss']:.4g}  "

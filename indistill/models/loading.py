@@ -94,7 +94,7 @@ def load_network(
             weights=weights or run.weights,
             arguments=described["arguments"],
             role=role,
-            narrowing=Narrowing.from_dict(described["narrowing"]) if "narrowing" in described else None,
+            narrowing=read_narrowing(described),
         )
         embedding = str(spec.arguments.get("embedding", described["embedding"]))
         check_node(inner.module, embedding, role)
@@ -113,6 +113,15 @@ def load_network(
     else:
         embedding = "embedding" if spec.kind == "paper" else find_embedding_node(module, int(image_size))
     return Network(module, text, weights, text, dict(arguments or {}), embedding, stages, narrowing)
+
+
+def read_narrowing(described: Mapping[str, Any]) -> Narrowing | None:
+    """Returns how a network differs from what its spec builds, of what `Network.describe` wrote down.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    return Narrowing.from_dict(described["narrowing"]) if "narrowing" in described else None
 
 
 def check_trainable(network: Network, role: str) -> None:

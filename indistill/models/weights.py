@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from indistill.durable import move_into_place, name_aside, write_aside
-from indistill.errors import ModelError
+from indistill.errors import InputError, ModelError
 
 MISMATCHES_SHOWN = 3
 
@@ -81,8 +81,15 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Writes a network's state dict as safetensors, complete or not at all."""
+    """Writes a network's state dict as safetensors, complete or not at all.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    with write_aside(path) as stream:
-        stream.write(save(state))
-    move_into_place(name_aside(path), path)
+    try:
+        with write_aside(path) as stream:
+            stream.write(save(state))
+        move_into_place(name_aside(path), path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; make room, and go on with --resume") from error

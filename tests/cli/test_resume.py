@@ -87,7 +87,8 @@ def test_a_start_that_was_cut_off_is_no_obstacle(places: Places) -> None:
 def test_an_auxiliary_is_trained_first_and_both_trainings_are_one_run(places: Places) -> None:
     out = places["out"]
     first = succeed(*fill(CHAIN, places))
-    assert "auxiliary" in first.err
+    assert f"the auxiliary, from the teacher, in {out / 'auxiliary'}" in first.err
+    assert "the student, from the auxiliary" in first.err
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["teacher"]["spec"] == "paper:resnet18?width=8"
     assert config["auxiliary"]["spec"] == "paper:cnn-a"
@@ -136,6 +137,28 @@ def test_where_no_auxiliary_is_known_the_teacher_is_narrowed(places: Places, ref
     config = yaml.safe_load((places["out"] / "config.yaml").read_text())
     assert config["auxiliary"]["narrowing"]["width"] == float(found[1])
     assert config["teacher"]["parameters"] > config["auxiliary"]["parameters"] > config["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--loss kd --set curriculum.auxiliary_epochs=1", "loss 'kd' needs the same classes of both"),
+        ("--criterion bn-scale", "bn-scale"),
+    ],
+    ids=["loss of the first training", "criterion of the second"],
+)
+def test_a_chain_that_cannot_be_trained_is_refused_before_anything_is_written(
+    places: Places, refuse: Refuse, options: str, words: str
+) -> None:
+    (places["here"] / "between.py").write_text(
+        "from torch import nn\n\n\ndef build():\n"
+        "    stages = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU()]\n"
+        "    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 7))\n"
+    )
+    line = CHAIN.replace(
+        "--auxiliary paper:cnn-a", "--auxiliary {here}/between.py:build --pair 1:stage1 --pair 3:stage2"
+    )
+    refuse(f"{line} {options}", words)
 
 
 def test_weights_of_an_auxiliary_need_one(refuse: Refuse) -> None:

@@ -7,7 +7,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from indistill.cli.inputs import load_untrained
 from indistill.models.loading import load_network
+from indistill.runs import read_run
 from tests.cli.calls import assert_refused, fill, run_cli, run_process, succeed
 
 OPTIONS = "compress --teacher {teacher} --data {loose} --recipe digits --epochs 1 --no-warm-up --out {out}"
@@ -80,3 +82,15 @@ def test_a_target_that_no_width_meets_ends_with_the_nearest(places: dict[str, Pa
 def test_widths_and_targets_that_are_none_are_refused(places: dict[str, Path], options: str, message: str) -> None:
     assert_refused(run_cli(*fill(f"{OPTIONS} {options}", places)), message)
     assert not places["out"].exists()
+
+
+def test_the_report_of_a_narrow_student_measures_the_narrow_network(places: dict[str, Path]) -> None:
+    """Its untrained yardstick is as narrow, and a narrow run can be the teacher of another."""
+    first, second = places["out"], places["here"] / "second"
+    succeed(*fill("compress --teacher {teacher} --data {gallery} --recipe digits --epochs 5 --out {out}", places))
+    untrained, trained = load_untrained(read_run(first)), load_network(str(first))
+    shapes = {name: value.shape for name, value in trained.module.state_dict().items()}
+    assert {name: value.shape for name, value in untrained.module.state_dict().items()} == shapes
+    line = "compress --teacher {out} --student paper:cnn-s --data {gallery} --recipe digits --epochs 5 --no-warm-up"
+    succeed(*fill(f"{line} --out", places), second)
+    succeed("report", second, "--data", "digits/test", "--json")
