@@ -87,8 +87,8 @@ def fingerprint_images(images: ImageSet) -> str:
     """Returns a SHA-256 that changes with the images or their labels.
 
     Files are known by name, size and time of change, as reading them all would take longer than a second call should;
-    images in memory by their pixels, and all others by their content. One that is missing or damaged is skipped when
-    the set is read, and known as such here.
+    images in memory by their pixels, and all others by their content. One that cannot be had counts as unreadable, and
+    is skipped when the set is read.
     """
     digest = hashlib.sha256(json.dumps([list(images.names), list(images.classes)]).encode())
     digest.update(images.labels.tobytes())

@@ -19,8 +19,15 @@ UNCOMPARED = ("seed", "device", "alignment")
 SHAPES = (".narrowing.tensors", ".narrowing.sizes")  # uncompared too: many, and told apart by width and parameters
 # What follows from other keys as a rule, and is named only where those tell no difference.
 CONSEQUENCES = (
-    *("schedule", "pairs", "parameters", "version", "network.embedding", "teacher.embedding"),
-    *("auxiliary.schedule", "auxiliary.parameters", "auxiliary.embedding"),
+    "schedule",
+    "pairs",
+    "parameters",
+    "version",
+    "network.embedding",
+    "teacher.embedding",
+    "auxiliary.embedding",
+    "auxiliary.parameters",
+    "auxiliary.schedule",
 )
 CONSEQUENCES_BELOW = ("network.arguments.", "teacher.arguments.", "teacher.parameters", "auxiliary.arguments.")
 

@@ -13,6 +13,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.cli.calls import assert_refused, run_cli, succeed
+from tests.cli.files import list_files, write_truncated_jpeg
+from tests.cli.test_data_specs import write_form
 
 Places = dict[str, Path]
 FAST = ("--no-latency", "--json")
@@ -112,6 +114,50 @@ def test_a_run_in_memory_is_kept_apart_by_its_images(runs: list[Path]) -> None:
     for gallery in ("digits/test", "digits"):
         compare(runs[0], "--gallery", gallery, "--queries", "digits/test", "--no-latency")
     assert len(list(runs[0].glob("evaluation-*.json"))) == 2
+
+
+def test_a_manifest_may_name_a_missing_file(places: Places, runs: list[Path]) -> None:
+    rows = [f"{path},{path.parent.name}\n" for path in list_files(places["gallery"])]
+    manifest, missing = places["here"] / "gallery.csv", places["here"] / "missing.png"
+    manifest.write_text(f"path,label\n{missing},one\n{''.join(rows)}", encoding="utf-8")
+    sets = ("--gallery", manifest, "--queries", places["queries"], "--no-latency")
+    result = succeed("compare", runs[0], *sets, "--json")
+    assert f"warning: 1 image was skipped:\n  {missing}: no such file" in result.err
+    expected = compare(runs[0], *name_sets(places), "--no-latency")["groups"][0]["figures"]["cosine.map"]
+    assert json.loads(result.out)["groups"][0]["figures"]["cosine.map"] == expected
+    shutil.copy(list_files(places["queries"])[0], missing)  # what was kept without it does not hold any more
+    assert "skipped" not in succeed("compare", runs[0], *sets, "--json").err
+    assert len(list(runs[0].glob("evaluation-*.json"))) == 3
+
+
+@pytest.mark.parametrize("form", ["shards", "saved"])
+def test_a_damaged_image_in_shards_or_a_saved_set_is_skipped(places: Places, runs: list[Path], form: str) -> None:
+    gallery = shutil.copytree(places["gallery"], places["here"] / "gallery")
+    write_truncated_jpeg(gallery / "one" / "a damaged.jpg")
+    data = write_form(form, gallery, places["here"] / form)
+    result = succeed("compare", runs[0], "--gallery", data, "--queries", places["queries"], *FAST)
+    assert "warning: 1 image was skipped:" in result.err
+    assert "damaged image" in result.err
+    found = json.loads(result.out)["groups"][0]["figures"]["cosine.map"]["mean"]
+    expected = compare(runs[0], *name_sets(places), "--no-latency")["groups"][0]["figures"]["cosine.map"]["mean"]
+    assert found == pytest.approx(expected)
+
+
+def test_a_row_without_an_image_is_skipped(places: Places, runs: list[Path]) -> None:
+    import datasets
+
+    datasets.disable_progress_bars()
+    files = list_files(places["gallery"])
+    cells = [None, *({"bytes": file.read_bytes(), "path": None} for file in files)]
+    labels = ["one", *(file.parent.name for file in files)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    saved = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    saved.save_to_disk(str(places["here"] / "saved"))
+    line = ("compare", runs[0], "--gallery", places["here"] / "saved", "--queries", places["queries"], *FAST)
+    result = succeed(*line)
+    assert "warning: 1 image was skipped:" in result.err
+    assert "no image in this row" in result.err
+    assert succeed(*line).out == result.out
 
 
 def test_without_images_the_runs_say_what_they_hold(places: Places) -> None:

@@ -35,6 +35,13 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def describe_narrowing(width: float) -> dict[str, Any]:
+    """Returns a narrowed network's part of the config."""
+    channels = int(64 * width)
+    sizes = {"conv1.out_channels": channels}
+    return {"width": width, "from_scratch": False, "tensors": {"conv1.weight": f"{channels}x3x3x3"}, "sizes": sizes}
+
+
 def make_run(name: str, seed: int = 0, **changes: object) -> Run:
     """Returns a run whose config differs by the values of dotted keys, with `__` for the dot."""
     config = copy.deepcopy(CONFIG) | {"seed": seed}
@@ -64,6 +71,54 @@ def test_runs_that_differ_in_their_seed_are_one_group() -> None:
         ("loss.name=pkt", [0, 1, 2]),
         ("loss.name=rkd", [0]),
     ]
+
+
+def test_the_measured_alignment_makes_no_other_group() -> None:
+    rows = [[{"teacher": "conv1", "student": "conv1", "kept": 8, "energy": energy}] for energy in (0.45, 0.53, 0.61)]
+    criteria = ("random", "random", "l1")
+    runs = [
+        make_run(f"{seed}", seed, recipe__targets={"criterion": criterion, "alignment": "prune"}, alignment=row)
+        for seed, (criterion, row) in enumerate(zip(criteria, rows, strict=True))
+    ]
+    assert [(group.name, list(group.runs)) for group in group_runs(runs)] == [
+        ("targets.criterion=random", [0, 1]),
+        ("targets.criterion=l1", [2]),
+    ]
+
+
+def test_narrowed_students_are_named_by_their_width_alone() -> None:
+    runs = [
+        make_run(
+            f"{width}",
+            start=f"width:{width}",
+            parameters=int(1e4 * width),
+            network__narrowing=describe_narrowing(width),
+        )
+        for width in (0.5, 0.25)
+    ]
+    assert name_groups(*runs) == [
+        "network.narrowing.width=0.5, start=width:0.5",
+        "network.narrowing.width=0.25, start=width:0.25",
+    ]
+
+
+def test_narrowed_teachers_and_auxiliaries_are_named_by_their_width_alone() -> None:
+    auxiliary = {"spec": "paper:cnn-a", "arguments": {}, "embedding": "embedding", "start": "paper:cnn-a"}
+    rest = {"parameters": 5, "schedule": [{"name": "auxiliary", "epochs": 3}]}
+    teachers = [make_run(f"{width}", teacher__narrowing=describe_narrowing(width)) for width in (0.5, 0.25)]
+    auxiliaries = [
+        make_run(f"{width}", auxiliary=auxiliary | rest | {"narrowing": describe_narrowing(width), "parameters": count})
+        for width, count in ((0.5, 5), (0.25, 2))
+    ]
+    assert name_groups(*teachers) == ["teacher.narrowing.width=0.5", "teacher.narrowing.width=0.25"]
+    assert name_groups(*auxiliaries) == ["auxiliary.narrowing.width=0.5", "auxiliary.narrowing.width=0.25"]
+
+
+def test_shapes_of_the_same_width_are_told_apart_by_the_parameters() -> None:
+    narrowing = describe_narrowing(0.5)
+    again = narrowing | {"tensors": {"conv1.weight": "16x3x3x3"}}  # a narrowed teacher made narrower
+    runs = [make_run("a", network__narrowing=narrowing), make_run("b", network__narrowing=again, parameters=3)]
+    assert name_groups(*runs) == ["parameters=15050", "parameters=3"]
 
 
 def test_two_runs_of_one_configuration_and_seed_are_refused() -> None:
