@@ -133,7 +133,7 @@ class Index:
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder, self.manifest = folder, read_manifest(folder)
         generation = folder / "generations" / f"{self.manifest.generation:08d}"
-        faiss.omp_set_num_threads(threads)
+        self._threads = threads
         try:
             self._vectors: Any = faiss.read_index(str(generation / VECTORS))
         except RuntimeError as error:
@@ -180,10 +180,15 @@ class Index:
     def _search_ordered(self, queries: Embeddings, k: int) -> tuple[Embeddings, NDArray[np.int64]]:
         """FAISS breaks ties as it likes, also at the last place: fetch on until the tie there ends, then sort."""
         fetched = min(self.manifest.items, k + 1)
-        while True:
-            scores, ids = self._vectors.search(queries, fetched)
-            if fetched == self.manifest.items or (scores[:, -1] < scores[:, k - 1]).all():
-                break
-            fetched = min(self.manifest.items, 2 * fetched)
+        before = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(self._threads)
+        try:
+            while True:
+                scores, ids = self._vectors.search(queries, fetched)
+                if fetched == self.manifest.items or (scores[:, -1] < scores[:, k - 1]).all():
+                    break
+                fetched = min(self.manifest.items, 2 * fetched)
+        finally:
+            faiss.omp_set_num_threads(before)  # torch may share this setting, in the same process
         order = np.lexsort((ids, -scores))[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)

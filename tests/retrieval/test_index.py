@@ -200,3 +200,14 @@ def test_an_index_may_have_any_folder_name(tmp_path: Path, gallery: Path, sessio
     (_, hits) = search_images(tmp_path / name / "index", [gallery / "cat" / "000.png"], k=1).queries[0]
     assert hits[0].path == "000.png"
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_search_leaves_the_threads_of_torch_alone(index: Path, gallery: Path) -> None:
+    """FAISS and torch share the setting in one process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        search_images(index, [gallery / "cat" / "000.png"], k=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
