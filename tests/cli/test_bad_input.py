@@ -612,6 +612,8 @@ def test_a_place_that_cannot_be_written_to_is_refused(places: Places, refuse: Re
 
 
 COMBINATIONS = {
+    "criterion without pruning": (COMPRESS + " --no-warm-up --criterion l2", "of a warm-up that prunes"),
+    "strict without pruning": (COMPRESS + " --set targets.alignment=regressor --strict", "of a warm-up that prunes"),
     "evaluate nothing": ("evaluate --queries {queries}", "name either an INDEX, or --model with --gallery"),
     "evaluate both": (EVALUATE.replace("evaluate", "evaluate {index}"), "name either an INDEX, or --model"),
     "evaluate without gallery": ("evaluate --model {model} --queries {queries}", "--model with --gallery"),
