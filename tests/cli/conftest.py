@@ -1,7 +1,7 @@
 """One student of scikit-learn's digits, trained, exported and indexed once for all tests of the command line."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,15 @@ import torch
 from indistill.models.paper import PaperResNet18
 from tests.cli.calls import assert_refused, fill, run_cli, snapshot, succeed
 from tests.cli.files import BAD_IMAGES, list_files, write_digits
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Lets commands run in this process with one thread, as those in processes of their own do: the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["kd", "dkd"])
 def test_logits_must_exist_and_be_as_many(name: str) -> None:
     with pytest.raises(
-        ModelError, match=r"the teacher has 10, the student 7: .* by \?num_classes=10, or .* --loss pkt"
+        ModelError, match=r"the teacher has 10, the student 7: .* by \?num_classes=10 .*, or .* --loss pkt"
     ):
         make_step(make_distillation(7), LossOptions(name))
     for ends, role in (((Headless(), build_cnn_s()), "teacher"), ((build_cnn_a(), Headless()), "student")):
