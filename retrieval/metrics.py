@@ -7,6 +7,7 @@ constant for each block of queries.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,13 +18,13 @@ Metric = Literal["cosine", "euclidean"]
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Ranks = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 BLOCK_BYTES = 64 * 2**20  # of scores held at a time
 BLOCK_QUERIES = 64
 PAPER_BATCH = 128  # queries in a batch of the published evaluation
 PAPER_TOP = 100
 RECALL_POINTS = np.arange(11) / 10
-FEW_VALUES = 8
 BUCKETS = 1 << 15
 DEFAULT_KS = (1, 5, 10, 100)
 
@@ -101,82 +102,75 @@ def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ra
         positions: (N,) the gallery position of each, by which equal scores are ranked.
     """
     relevant = np.sort(scores[start:end])
-    others = np.concatenate((scores[:start], scores[end:]))
-    before, shared, equal = _count_reaching(others, relevant)
-    if len(shared):
-        tied = np.flatnonzero(np.isin(relevant, shared))
-        higher = before[np.searchsorted(relevant, shared)] - equal
-        before[tied] = _resolve_ties(shared, higher, scores, (start, end), positions)[::-1]
+    before, contested = _count_reaching(scores, start, end, relevant)
+    values = np.sort(scores[contested])
+    places = np.searchsorted(relevant, values, side="right")
+    before += len(values) - np.cumsum(np.bincount(places, minlength=len(relevant) + 1))[:-1]
+    ties = values[relevant[places - 1] == values]
+    if len(ties):
+        shared, equal = np.unique(ties, return_counts=True)
+        first, last = (np.searchsorted(relevant, shared, side=side) for side in ("left", "right"))
+        tied = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
+        found = np.concatenate((np.arange(start, end), contested))
+        irrelevant = np.arange(len(found)) >= len(relevant)
+        before[tied] = _resolve_ties(shared, before[first] - equal, scores[found], irrelevant, positions[found])[::-1]
     return before[::-1] + np.arange(1, len(relevant) + 1)
 
 
-def _count_reaching(others: Vectors, relevant: Vectors) -> tuple[Ranks, Vectors, Ranks]:
-    """Returns how many irrelevant scores reach or exceed each relevant one, the scores that both have, ascending, and
-    how many irrelevant items have each of those.
+def _count_reaching(scores: Vectors, start: int, end: int, relevant: Vectors) -> tuple[Ranks, Ranks]:
+    """Returns how many irrelevant scores are certain to exceed each relevant one, and where the contested ones stand in
+    `scores`: the irrelevant scores that are so near to a relevant one that they have to be compared with it.
 
     The range of the relevant scores is cut into equal buckets. Most irrelevant scores fall into one without a relevant
-    score, where a table says how many they exceed; the few others are sorted and searched for. (Sorting all of them
-    takes three to seven times longer on AMD's Zen 4 with NumPy 2.4, and as long as this on others.)
+    score, and counting each bucket tells how many they exceed; the few others are contested. (Sorting all of them takes
+    three to seven times longer on AMD's Zen 4 with NumPy 2.4, and as long as this on others.)
 
     Args:
-        others: irrelevant scores, in any order.
-        relevant: relevant scores, ascending.
+        scores: (N,) of the gallery.
+        start: where the relevant items begin.
+        end: where they end.
+        relevant: their scores, ascending.
     """
     lowest, highest = relevant[0], relevant[-1]
-    contenders = others[others >= lowest]
     with np.errstate(over="ignore", divide="ignore"):
-        scale = np.float32(BUCKETS - 1) / np.float32(highest - lowest)
-    if 0 < scale < np.inf:
-        occupied = ((relevant - lowest) * scale).astype(np.int64)
-        exceeded = np.cumsum(np.bincount(occupied, minlength=BUCKETS))
-        exceeded[occupied] = -1
-        found = exceeded[((np.minimum(contenders, highest) - lowest) * scale).astype(np.int64)]
-    else:  # one score, or a range beyond the numbers' own
-        found = np.full(len(contenders), -1)
-    unclear = np.sort(contenders[found < 0])
-    places = np.searchsorted(relevant, unclear, side="right")
-    counts = np.bincount(found + 1, minlength=len(relevant) + 2)[1:] + np.bincount(places, minlength=len(relevant) + 1)
-    before = np.cumsum(counts[:0:-1])[::-1]
-    shared, equal = np.unique(unclear[relevant[places - 1] == unclear], return_counts=True)
-    return before, shared, equal
+        scale = np.float32(BUCKETS - 3) / np.float32(highest - lowest)
+    if not 0 < scale < np.inf:  # one score, or a range beyond the numbers' own
+        reaching = scores >= lowest
+        reaching[start:end] = False
+        return np.zeros(len(relevant), np.int64), np.flatnonzero(reaching)
+    # Bucket 0 is below all relevant scores, the last one above; what rounding puts elsewhere is contested at worst.
+    buckets = np.clip((scores - lowest) * scale + 1, 0, BUCKETS - 1).astype(np.int64)
+    occupied = ((relevant - lowest) * scale + 1).astype(np.int64)
+    buckets[start:end] = 0
+    is_occupied = np.zeros(BUCKETS, dtype=bool)
+    is_occupied[occupied] = True
+    contested = np.flatnonzero(is_occupied[buckets])
+    counts = np.bincount(buckets, minlength=BUCKETS)
+    counts[occupied] = 0
+    up_to = np.cumsum(counts)
+    return up_to[-1] - up_to[occupied], contested
 
 
-def _resolve_ties(values: Vectors, higher: Ranks, scores: Vectors, span: tuple[int, int], positions: Ranks) -> Ranks:
+def _resolve_ties(values: Vectors, higher: Ranks, scores: Vectors, irrelevant: Mask, positions: Ranks) -> Ranks:
     """Returns how many irrelevant items stand before each tied relevant item, in the order of the ranking.
 
     Args:
         values: the scores that relevant and irrelevant items have in common, ascending.
         higher: number of irrelevant items with a higher score than each of them.
-        scores: of the whole gallery.
-        span: where the relevant items stand in `scores`.
-        positions: of the whole gallery.
+        scores: of items among which all tied ones are.
+        irrelevant: whether each of these is irrelevant.
+        positions: their gallery positions.
     """
-    found = _find_candidates(values, scores)
-    place = np.minimum(np.searchsorted(values, scores[found]), len(values) - 1)
-    equal = values[place] == scores[found]
-    found, place = found[equal], place[equal]
-    is_relevant = (found >= span[0]) & (found < span[1])
-    ranking = np.lexsort((positions[found], -place))
-    irrelevant = ~is_relevant[ranking]
+    place = np.minimum(np.searchsorted(values, scores), len(values) - 1)
+    equal = np.flatnonzero(values[place] == scores)
+    place = place[equal]
+    ranking = np.lexsort((positions[equal], -place))
+    place, irrelevant = place[ranking], irrelevant[equal[ranking]]
     count = np.cumsum(irrelevant)  # irrelevant items up to here, over all groups of equal scores
-    group_start = np.searchsorted(-place[ranking], -place[ranking], side="left")
-    within = count - np.concatenate(([0], count))[group_start]
-    result: Ranks = (higher[place[ranking]] + within)[~irrelevant]
+    group_start = np.searchsorted(-place, -place, side="left")
+    within: Ranks = count - np.concatenate(([0], count))[group_start]
+    result: Ranks = (higher[place] + within)[~irrelevant]
     return result
-
-
-def _find_candidates(values: Vectors, scores: Vectors) -> Ranks:
-    """Returns the positions of all scores that are among a few values, and of a few that are not."""
-    if len(values) <= FEW_VALUES:
-        return np.flatnonzero(np.logical_or.reduce([scores == value for value in values]))
-    # The last 16 bits of a score tell nearly all others apart.
-    marked = np.zeros(1 << 16, dtype=bool)
-    marked[_get_low_bits(values)] = True
-    return np.flatnonzero(marked[_get_low_bits(scores)])
-
-
-def _get_low_bits(scores: Vectors) -> NDArray[np.uint16]:
-    return np.ascontiguousarray(scores + np.float32(0)).view(np.uint16)[::2]  # + 0 makes -0.0 equal to 0.0
 
 
 def list_metrics(ks: Sequence[int]) -> list[str]:
@@ -207,8 +201,7 @@ def compute_metrics(ranks: Ranks, gallery_size: int, ks: Sequence[int], paper_ba
     """
     count = len(ranks)
     precisions = np.arange(1, count + 1) / ranks  # at the rank of each relevant item
-    within_r = int(np.searchsorted(ranks, count, side="right"))
-    hits = [int(np.searchsorted(ranks, k, side="right")) for k in ks]
+    within_r, *hits = np.searchsorted(ranks, (count, *ks), side="right").tolist()
     paper = _interpolate_paper(ranks, gallery_size, paper_batch)
     return [
         float(precisions.mean()),
@@ -236,13 +229,7 @@ def _compute_paper11(ranks: Ranks, precisions: NDArray[np.float64], paper: NDArr
 
     Reference: the published evaluation of PKT, PKTH and InDistill, see docs/metrics.md.
     """
-    count = len(ranks)
-    points = RECALL_POINTS * count
-    nearest = np.floor(points).astype(np.int64)
-    # Of the two neighbouring numbers of relevant items, compare |h / R - point| as the definition does, in floats.
-    upper = np.minimum(nearest + 1, count)
-    closer = np.abs(upper / count - RECALL_POINTS) < np.abs(nearest / count - RECALL_POINTS)
-    nearest = np.where(closer, upper, nearest)
+    nearest = _choose_recall_counts(len(ranks))
     if ranks[0] == 1:
         nearest = np.maximum(nearest, 1)  # a recall of zero occurs at no rank
     index = np.where(nearest == 0, 0, ranks[np.maximum(nearest, 1) - 1] - 1)
@@ -250,6 +237,16 @@ def _compute_paper11(ranks: Ranks, precisions: NDArray[np.float64], paper: NDArr
     interpolated = index < len(paper)
     values[interpolated] = paper[index[interpolated]]
     return float(values.mean())
+
+
+@lru_cache(maxsize=1024)
+def _choose_recall_counts(count: int) -> Ranks:
+    """Returns how many of the relevant items are found at the recall nearest to 0, 0.1, ..., 1; (11,)."""
+    lower = np.floor(RECALL_POINTS * count).astype(np.int64)
+    # Of the two neighbouring numbers of relevant items, compare |h / R - point| as the definition does, in floats.
+    upper = np.minimum(lower + 1, count)
+    closer = np.abs(upper / count - RECALL_POINTS) < np.abs(lower / count - RECALL_POINTS)
+    return np.where(closer, upper, lower)
 
 
 def _compute_paper_top(ranks: Ranks, gallery_size: int, paper: NDArray[np.float64]) -> float:
