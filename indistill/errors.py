@@ -64,3 +64,9 @@ def suggest_nearest(name: str, known: Iterable[str]) -> str:
     """Returns ' Did you mean X?' for the nearest known name, or the empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns what another library's error says, in one line: its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

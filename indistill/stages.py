@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor, get_graph_node_names
 
-from indistill.errors import ModelError, StageError, suggest_nearest
+from indistill.errors import ModelError, StageError, describe_error, suggest_nearest
 from indistill.hooks import HookedNetwork, cut_network, find_head_input, list_hook_nodes
 
 TRACE_ERRORS = (  # what a network's own code does with values that are not there yet
@@ -156,8 +156,7 @@ def check_image_size(network: nn.Module, node: str, side: int, role: str) -> Non
         with torch.no_grad():
             freeze(Embedder(network, node))(example)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"the {role} cannot take images of {side}x{side} pixels: {reason}") from error
+        raise ModelError(f"the {role} cannot take images of {side}x{side} pixels: {describe_error(error)}") from error
 
 
 def summarise_nodes(nodes: Sequence[str], limit: int = 40) -> list[str]:
@@ -275,9 +274,9 @@ def find_embedding_node(network: nn.Module, image_size: int = 224) -> str:
         try:
             return find_head_input(network, image_size)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
             raise ModelError(
-                f"{type(network).__name__} cannot take images of {image_size}x{image_size} pixels: {reason}"
+                f"{type(network).__name__} cannot take images of {image_size}x{image_size} pixels: "
+                f"{describe_error(error)}"
             ) from error
     graph, names = traced
     (output,) = next(node for node in graph.graph.nodes if node.op == "output").args

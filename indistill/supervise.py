@@ -11,7 +11,7 @@ from indistill.config import Recipe
 from indistill.curriculum import build_supervised, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.errors import ModelError
+from indistill.errors import ModelError, describe_error
 from indistill.models.loading import Network
 from indistill.models.weights import save_weights
 from indistill.monitor import TrainingMonitor
@@ -81,9 +81,8 @@ def _check_logits(network: Network, module: nn.Module, example: Tensor, classes:
         with torch.no_grad():
             logits = module(example[:2])
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
         raise ModelError(
-            f"model '{network.spec}' cannot take images of {tuple(example.shape[1:])}: {reason}"
+            f"model '{network.spec}' cannot take images of {tuple(example.shape[1:])}: {describe_error(error)}"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         found = tuple(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import Node as Function
 
-from indistill.errors import ModelError, StageError
+from indistill.errors import ModelError, StageError, describe_error
 from indistill.stages import read_grid, trace_network
 
 LAST_PARTS = ("Adaptive", "Mean")  # of the pooling that ends the trunk
@@ -63,9 +63,9 @@ class Recording:
         try:
             output = self._run_modules(image) if traced is None else self._run_graph(image, *traced)
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise ModelError(
-                f"{type(network).__name__} cannot take images of {image_size}x{image_size} pixels: {reason}"
+                f"{type(network).__name__} cannot take images of {image_size}x{image_size} pixels: "
+                f"{describe_error(error)}"
             ) from error
         functions = _sort(output.grad_fn)
         self.position = {function: i for i, function in enumerate(functions)}

@@ -14,13 +14,15 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal, cast
 
 import yaml
 from torch import nn
 
-from indistill.errors import ModelError, suggest_nearest
+from indistill.errors import ModelError, describe_error, suggest_nearest
+from indistill.models.files import import_file
 from indistill.models.paper import PAPER_NETWORKS
 
 Kind = Literal["paper", "torchvision", "timm", "file", "module", "run"]
@@ -94,7 +96,7 @@ def build_network(spec: ModelSpec, defaults: Mapping[str, Argument] | None = Non
     try:
         network = factory(**arguments)
     except Exception as error:  # a factory may raise anything
-        raise ModelError(f"model '{spec.text}' could not be built with {arguments}: {_describe(error)}") from error
+        raise ModelError(f"model '{spec.text}' could not be built with {arguments}: {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"model '{spec.text}' returned {type(network).__name__}, a torch.nn.Module is needed")
     return network
@@ -145,25 +147,20 @@ def _find_factory(spec: ModelSpec) -> Callable[..., object]:
                 raise _unknown(spec, timm.list_models())
             return lambda **arguments: timm.create_model(spec.name, **arguments)
         case "file":
-            path = Path(spec.name)
-            if not path.is_file():
-                raise ModelError(f"model '{spec.text}': there is no file {path}")
-            module_spec = importlib.util.spec_from_file_location(path.stem, path)
-            if module_spec is None or module_spec.loader is None:
-                raise ModelError(f"model '{spec.text}': {path} is not a Python file")
-            module = importlib.util.module_from_spec(module_spec)
-            try:
-                module_spec.loader.exec_module(module)
-            except Exception as error:  # the user's code may raise anything
-                raise ModelError(f"model '{spec.text}': {path} does not import: {_describe(error)}") from error
+            module = import_file(Path(spec.name), spec.text)
         case "module":
             try:
                 module = importlib.import_module(spec.name)
             except Exception as error:  # so may this one
-                raise ModelError(f"model '{spec.text}': {spec.name} does not import: {_describe(error)}") from error
+                raise ModelError(
+                    f"model '{spec.text}': {spec.name} does not import: {describe_error(error)}"
+                ) from error
         case "run":
             raise ValueError("a run is loaded by indistill.models.loading")
-    factory = getattr(module, spec.factory, None)
+    try:
+        factory: object = attrgetter(spec.factory)(module)  # Net, or Net.from_name
+    except AttributeError:
+        factory = None
     if not callable(factory):
         callables = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         hint = suggest_nearest(spec.factory, callables)
@@ -191,7 +188,3 @@ def _unknown(spec: ModelSpec, known: list[str]) -> ModelError:
     hint = suggest_nearest(spec.name, known)
     listed = f" Known: {', '.join(known)}." if len(known) < 10 else ""
     return ModelError(f"model '{spec.text}': {spec.kind} has no model '{spec.name}'.{hint}{listed}")
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
