@@ -3,7 +3,7 @@
     python -m benchmarks.ablation --data FOLDER --teacher-weights FILE --out FOLDER [--groups NAME ...] [--seeds 1 2 3]
         [--epochs 14]
 
-Every row changes the recipe `cifar10` by the options that it shows, and no more. FOLDER of --data holds `train` and
+Every row changes the recipe `paper` by the options that it shows, and no more. FOLDER of --data holds `train` and
 `test`; for choosing a recipe that is a split of the training images by `benchmarks.hold_out`. The schedule is a fifth
 of the recipe's 70 epochs unless --epochs says otherwise. What is in --out already is not done again. Prints `map` by
 the cosine in percent as Markdown, mean and standard deviation over the seeds, and the difference to the recipe seed by
@@ -15,12 +15,17 @@ import re
 import statistics
 from pathlib import Path
 
-from benchmarks.cifar10 import make_run, read_figures
+from benchmarks.cifar10 import PAPER, make_run, read_figures
 
-RECIPE = "the recipe"
+RECIPE = "paper"
 LOSSES = ("pkt", "pkt-eccv", "kd", "dkd", "hint", "rkd", "sp", "contrastive", "regression", "pkth")
 GROUPS: dict[str, dict[str, str | None]] = {
-    "reference": {RECIPE: "", "labels alone": None, "as published": "--faithful"},
+    "reference": {
+        RECIPE: "",
+        "the recipe cifar10": "--recipe cifar10",
+        "labels alone": None,
+        "as published": "--faithful",
+    },
     "each loss alone": {loss: f"--no-warm-up --loss {loss}" for loss in LOSSES if loss != "pkth"},
     "each loss after the warm-up": {loss: f"--loss {loss}" for loss in LOSSES if loss != "pkt"},
     "alignment": {"a learnt regressor in place of pruning": "--set targets.alignment=regressor"},
@@ -54,9 +59,9 @@ def main() -> None:
 
     def measure(changes: str | None, seed: int) -> float:
         run = options.out / f"{name_run(changes)}-{options.epochs}-{seed}"
-        return read_figures(make_run(changes, run, seed, options.epochs, options.data, options.teacher_weights))[
-            "cosine map"
-        ]
+        given = None if changes is None else f"{PAPER} {changes}"
+        found = make_run(given, run, seed, options.epochs, options.data, options.teacher_weights)
+        return read_figures(found)["cosine map"]
 
     recipe = [measure("", seed) for seed in options.seeds]
     print("| | options | runs | map | difference to the recipe |\n|---|---|---|---|---|")

@@ -1,4 +1,4 @@
-"""The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, InDistill; each part alone.
+"""The CIFAR-10 table: teacher, supervised student, PKT alone, InDistill as published, the paper's and our recipe.
 
     python -m benchmarks.cifar10 --data FOLDER --teacher-weights FILE --out FOLDER [--only NAME ...] [--seeds 1 2 3]
         [--epochs N]
@@ -18,19 +18,23 @@ from pathlib import Path
 
 TABLE_METRICS = ("map", "map_paper11", "precision@100")
 DEPLOYED = "indistill"  # the student that is exported, indexed and measured as deployed too
-PLAIN_LR = "--set optimiser.lr=0.001 --set optimiser.final_lr=0.0001"
+DEFAULT = ("supervised", "pkt", "faithful", "paper", "indistill")
+PAPER = "--recipe paper"
+PLAIN_LR = f"{PAPER} --set optimiser.lr=0.001 --set optimiser.final_lr=0.0001"
 VARIANTS = {
     "supervised": None,
-    "pkt": "--no-warm-up",
-    "faithful": "--faithful",
-    "indistill": "",
+    "pkt": f"{PAPER} --no-warm-up",
+    "faithful": f"{PAPER} --faithful",
+    "paper": PAPER,
+    "indistill": "--recipe cifar10",
     "clean": f"{PLAIN_LR} --set optimiser.restart=never --set targets.statistics=kept",
     "batch": f"{PLAIN_LR} --set optimiser.restart=never",
+    "phase": f"{PLAIN_LR} --set optimiser.restart=phase",
     "restart": f"{PLAIN_LR} --set targets.statistics=kept",
     "both": PLAIN_LR,
-    "both-lr4": "--lr 0.004",
-    "pkt-lr1": f"--no-warm-up {PLAIN_LR}",
-    "pkt-lr4": "--no-warm-up --lr 0.004",
+    "both-lr4": f"{PAPER} --lr 0.004",
+    "pkt-lr1": f"{PLAIN_LR} --no-warm-up",
+    "pkt-lr4": f"{PAPER} --no-warm-up --lr 0.004",
 }
 
 
@@ -50,19 +54,19 @@ def make_run(options: str | None, run: Path, seed: int, epochs: int | None, data
     """Trains one student, evaluates it exactly and returns the file of its figures.
 
     Args:
-        options: of `compress`; None for supervised training.
+        options: of `compress`, the recipe's among them; None for supervised training.
         run: the run folder.
         seed: of the training.
         epochs: to which the schedule is scaled, or None for the recipe's own.
         data: the folder of `train` and `test`.
         weights: the teacher's.
     """
-    common = ["--recipe", "cifar10", "--data", str(data / "train"), "--out", str(run), "--seed", str(seed)]
+    common = ["--data", str(data / "train"), "--out", str(run), "--seed", str(seed)]
     if epochs is not None:
         common += ["--epochs", str(epochs)]
     if not (run / "model.safetensors").exists() and not (run / "student.safetensors").exists():
         if options is None:
-            call("train", "--model", "paper:cnn-s", *common, "--overwrite")
+            call("train", "--model", "paper:cnn-s", "--recipe", "cifar10", *common, "--overwrite")
         else:
             teacher = ["--teacher", "paper:cnn-a", "--teacher-weights", str(weights), "--student", "paper:cnn-s"]
             call("compress", *teacher, *common, *options.split(), "--overwrite")
@@ -108,7 +112,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--teacher-weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=["supervised", "pkt", "faithful", "indistill"])
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=DEFAULT)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, help="of each training in all, the schedule scaled (the recipe's)")
     parser.add_argument("--json", type=Path, help="where the figures of all runs go")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_step --json training_step.json
 
-Batch 128, teacher paper:cnn-a, student paper:cnn-s, recipe cifar10, both untrained. The images are random bytes: the
+Batch 128, teacher paper:cnn-a, student paper:cnn-s, recipe paper, both untrained. The images are random bytes: the
 time of a step does not depend on what they show.
 
 Ours is `indistill.training.train` itself, with its batches, steps and Adam. Plain is written here from the method's
@@ -224,7 +224,7 @@ def make_ours(pixels: Pixels, recipe: Recipe) -> Run:
 def make_side(side: str, images: int, threads: int) -> Run:
     """Returns a side's loop over a phase, made once in its process."""
     torch.set_num_threads(threads)
-    recipe = load_recipe("cifar10")
+    recipe = load_recipe("paper")
     make = {"plain": make_plain, "ours": make_ours}[side]
     return make(make_pixels(images, recipe.data.image_size), recipe)
 
@@ -261,7 +261,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments, machine = parse_arguments(), describe_machine()
-    schedule = plan_curriculum(load_recipe("cifar10"), len(STUDENT_WIDTHS), None)
+    schedule = plan_curriculum(load_recipe("paper"), len(STUDENT_WIDTHS), None)
     measured = {phase.name: phase for phase in schedule if "final" not in phase.name}  # the same step at another rate
     epochs = {
         name: sum(other.epochs for other in schedule if other.stage == phase.stage) for name, phase in measured.items()

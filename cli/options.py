@@ -18,7 +18,7 @@ RecipeOption = Annotated[
     str,
     typer.Option(
         "--recipe",
-        help="A shipped recipe (cifar10, cifar100, cub200, default, digits, fashionmnist, imagenet) or a .yaml file.",
+        help="Shipped (cifar10, cifar100, cub200, default, digits, fashionmnist, imagenet, paper), or a .yaml file.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")]

@@ -173,12 +173,25 @@ class Recipe(Section):
         return {"batch_size": self.data.batch_size, "flip": self.data.flip, "crop_padding": self.data.crop_padding}
 
 
-FAITHFUL = {
-    "optimiser.lr": "1e-3",
-    "optimiser.final_lr": "1e-4",
+FAITHFUL = {  # all that decides how the published code trains, whatever the recipe has
+    "optimiser.lr": 1e-3,
+    "optimiser.final_lr": 1e-4,
     "optimiser.restart": "epoch",
-    "loss.scale": "1",
+    "optimiser.beta2": 0.999,
+    "optimiser.schedule": "constant",
+    "optimiser.warmup_epochs": 0,
+    "optimiser.clip": 0,
+    "optimiser.ema": 0,
+    "optimiser.weight_decay": 0,
+    "curriculum.kind": "paper",
+    "loss.name": "pkt",
+    "loss.weight": 1,
+    "loss.scale": 1,
+    "loss.temperature": None,
+    "loss.supervised": "none",
+    "targets.criterion": "l1",
     "targets.statistics": "batch",
+    "targets.alignment": "prune",
 }
 
 

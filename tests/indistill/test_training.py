@@ -202,11 +202,13 @@ def test_targets_made_ahead_give_the_same_losses() -> None:
 
 
 def test_shipped_recipes_validate_and_faithful_changes_known_keys() -> None:
-    assert list_recipes() == ["cifar10", "cifar100", "cub200", "default", "digits", "fashionmnist", "imagenet"]
+    assert list_recipes() == ["cifar10", "cifar100", "cub200", "default", "digits", "fashionmnist", "imagenet", "paper"]
     for name in list_recipes():
         assert isinstance(load_recipe(name), Recipe)
-    faithful = load_recipe("cifar10", dict(FAITHFUL))
-    assert (faithful.optimiser.restart, faithful.loss.scale, faithful.targets.statistics) == ("epoch", 1, "batch")
+    faithful = [load_recipe(name, dict(FAITHFUL)) for name in ("cifar10", "paper")]
+    assert faithful[0] == faithful[1].model_copy(update={"targets": faithful[0].targets})  # but for the thread
+    assert (faithful[0].optimiser.restart, faithful[0].loss.name, faithful[0].loss.scale) == ("epoch", "pkt", 1)
+    assert faithful[0].targets.statistics == "batch"
 
 
 def test_all_problems_of_a_recipe_are_reported_at_once(tmp_path: Path) -> None:
