@@ -8,15 +8,18 @@ import typer
 from indistill.cli.options import (
     BatchSizeOption,
     CheckpointOption,
+    CompileOption,
     DataOption,
     DataRootOption,
     DeviceOption,
+    DevicesOption,
     DownloadOption,
     EpochsOption,
     ImageSizeOption,
     LrOption,
     OutOption,
     OverwriteOption,
+    PrecisionOption,
     RecipeOption,
     ResumeOption,
     SeedOption,
@@ -99,6 +102,9 @@ def compress(
     batch_size: BatchSizeOption = None,
     lr: LrOption = None,
     device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    precision: PrecisionOption = "32",
+    compiled: CompileOption = False,
     settings: SetOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the pairs of stages and the schedule; write nothing.")
@@ -122,21 +128,25 @@ def compress(
         read_training_pixels,
         warn_of_teacher,
     )
+    from indistill.cli.main import main
     from indistill.cli.output import print_run
     from indistill.cli.student import choose_student, print_trial
     from indistill.compress import align_channels, check_compress, count_stages, plan_curriculum, run_compress
     from indistill.config import FAITHFUL
     from indistill.data.sets import locate_data, open_images, require_labels
+    from indistill.devices import check_compilation, start_processes
     from indistill.errors import InputError
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
-    from indistill.models.students import make_student
+    from indistill.models.students import make_student, settle_width
     from indistill.pairing import pair_stages
     from indistill.plan import print_pairing, print_schedule
+    from indistill.processes import go_first, is_first, on_first
     from indistill.resume import check_output
-    from indistill.settings import RunSettings, choose_device
+    from indistill.settings import RunSettings
     from indistill.stages import parse_pairs
 
+    place = start_processes(device, devices, main)
     extra: dict[str, object] = dict(FAITHFUL) if faithful else {}
     if loss is not None:
         extra["loss.name"] = loss
@@ -151,14 +161,19 @@ def compress(
         raise InputError("--strict and --criterion are of a warm-up that prunes, which this recipe does not have")
     if auxiliary_weights is not None and auxiliary == "none":
         raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
-    check_output(out, overwrite=overwrite, resume=resume)
+    on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
+    if compiled:
+        check_compilation(place)
     for model, weights in ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights)):
         check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
-        out, locate_data(data), epochs, seed, choose_device(device), overwrite, resume, checkpoint_every
+        out, locate_data(data), epochs, seed, place, overwrite, resume, checkpoint_every, precision, compiled
     )
-    choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, run_settings)
-    images = open_images(data, root=data_root, download=download)
+    choice = on_first(
+        lambda: choose_student(student, student_weights, target_latency, target_size, from_scratch, run_settings)
+    )
+    with go_first():
+        images = open_images(data, root=data_root, download=download)
     if chosen.loss.supervised != "none":
         require_labels(images, f"loss.supervised={chosen.loss.supervised}")
     arguments: dict[str, Argument] = {"image_size": chosen.data.image_size}
@@ -166,7 +181,9 @@ def compress(
     loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
     if chosen.loss.supervised == "cross-entropy":
         arguments = arguments | {"num_classes": len(images.classes)}
-    loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size, print_trial)
+    if choice.target is not None:  # measured once, as times differ
+        choice = on_first(lambda: settle_width(choice, loaded_teacher, chosen.data.image_size, print_trial))
+    loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size)
     check_trainable(loaded_student, "student")
     between = load_auxiliary(auxiliary, auxiliary_weights, loaded_teacher, loaded_student, arguments, seed)
     pairing = pair_stages(
@@ -196,6 +213,6 @@ def compress(
         folder = run_compress(pairing, pixels, chosen, run_settings)
     else:
         folder = run_chain(loaded_teacher, pairing, pixels, chosen, run_settings)
-    if report:
+    if report and is_first():
         report_trained_run(folder, loaded_teacher, images, run_settings.device)
     print_run(folder)

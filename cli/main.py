@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would look for plugins at each start
 
@@ -54,22 +54,36 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+        from indistill.progress import silence_output
+
+        silence_output()
     names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
     try:
         build_app(names)(arguments, prog_name="indistill")
     except IndistillError as error:
         if debug:
             raise
-        typer.echo(f"indistill: error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(f"indistill: error: {error}", error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
         if debug:
             raise
         reason = " ".join(str(error).split())
-        typer.echo(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", err=True)
-        sys.exit(1)
+        _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
+
+
+def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
+    """Prints why the command fails and exits; of several processes that train together one prints."""
+    if "torch" not in sys.modules:
+        typer.echo(line, err=True)
+    else:
+        from indistill.processes import claim_failure, count_processes
+
+        if claim_failure(doubtful=doubtful):
+            typer.echo(line, file=sys.__stderr__ if count_processes() > 1 else sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

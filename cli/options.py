@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from indistill.precision import PrecisionName
+
 DataOption = Annotated[
     str,
     typer.Option(
@@ -37,6 +39,23 @@ ImageSizeOption = Annotated[
 BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", min=2, help="Images in a training batch.")]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate; the final one keeps its ratio to it.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DevicesOption = Annotated[
+    int,
+    typer.Option(
+        "--devices",
+        min=1,
+        help="Processes that train together on this machine, one for each GPU, or on the CPU; see docs/training.md.",
+    ),
+]
+PrecisionOption = Annotated[
+    PrecisionName,
+    typer.Option(
+        "--precision", help="Of the networks: float32, or mixed with bfloat16 or float16; losses are float32."
+    ),
+]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Run the student through torch.compile; with one process.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the recipe; repeatable."),

@@ -8,15 +8,18 @@ import typer
 from indistill.cli.options import (
     BatchSizeOption,
     CheckpointOption,
+    CompileOption,
     DataOption,
     DataRootOption,
     DeviceOption,
+    DevicesOption,
     DownloadOption,
     EpochsOption,
     ImageSizeOption,
     LrOption,
     OutOption,
     OverwriteOption,
+    PrecisionOption,
     RecipeOption,
     ResumeOption,
     SeedOption,
@@ -36,6 +39,9 @@ def train(
     batch_size: BatchSizeOption = None,
     lr: LrOption = None,
     device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    precision: PrecisionOption = "32",
+    compiled: CompileOption = False,
     settings: SetOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
@@ -47,20 +53,27 @@ def train(
     import torch
 
     from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels
+    from indistill.cli.main import main
     from indistill.cli.output import print_run
     from indistill.data.sets import locate_data, open_images, require_labels
+    from indistill.devices import check_compilation, start_processes
     from indistill.models.loading import check_trainable, load_network
+    from indistill.processes import go_first, on_first
     from indistill.resume import check_output
-    from indistill.settings import RunSettings, choose_device
+    from indistill.settings import RunSettings
     from indistill.supervise import run_supervised
 
+    place = start_processes(device, devices, main)
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
-    check_output(out, overwrite=overwrite, resume=resume)
+    on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
+    if compiled:
+        check_compilation(place)
     check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
-        out, locate_data(data), epochs, seed, choose_device(device), overwrite, resume, checkpoint_every
+        out, locate_data(data), epochs, seed, place, overwrite, resume, checkpoint_every, precision, compiled
     )
-    images = open_images(data, root=data_root, download=download)
+    with go_first():
+        images = open_images(data, root=data_root, download=download)
     require_labels(images, "train")
     torch.manual_seed(seed)
     arguments = {"image_size": chosen.data.image_size, "num_classes": len(images.classes)}

@@ -27,6 +27,7 @@ from indistill.models.loading import Network
 from indistill.models.weights import load_weights
 from indistill.pairing import Pairing
 from indistill.plan import print_pairing
+from indistill.processes import copy_from_first, is_first, on_first
 from indistill.progress import make_console
 from indistill.resume import open_run
 from indistill.runs import AUXILIARY_FOLDER, WEIGHTS_NAMES, describe_environment, is_run
@@ -111,7 +112,7 @@ def run_chain(
         "parameters": auxiliary.count_parameters(),
         "schedule": [asdict(hop)],
     }
-    if not open_run(settings, config, describe_environment(pixels, settings.seed)):
+    if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
         return settings.out
     random = get_random_states(settings.device)
     make_console().print(f"the auxiliary, from the teacher, in {folder}", markup=False)
@@ -119,9 +120,11 @@ def run_chain(
         Pairing(teacher, auxiliary, ()),
         pixels,
         plan_hop(recipe, hop.epochs),
-        replace(settings, out=folder, epochs=None, overwrite=False, resume=is_run(folder)),
+        replace(settings, out=folder, epochs=None, overwrite=False, resume=on_first(lambda: is_run(folder))),
     )
-    load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
+    if is_first():
+        load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
+    copy_from_first(auxiliary.module)
     make_console().print("the student, from the auxiliary", markup=False)
     pairing = align_channels(pairing, pixels, recipe, settings)
     print_pairing(pairing)

@@ -17,7 +17,7 @@ from indistill.errors import InputError
 from indistill.hashing import hash_file
 from indistill.progress import make_console
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 DIGITS = 16  # of the SHA-256 in a name
 EPOCHS_EVERY_S = 1.0  # epochs shorter than this do not each have a checkpoint
@@ -43,6 +43,7 @@ class Snapshot:
         seconds: time that the epoch has taken so far.
         records: figures of all epochs done.
         threads: PyTorch's number of threads.
+        precision: the factor by which gradients of 16 bits are scaled, and how it changes; empty for others.
     """
 
     phase: int
@@ -60,6 +61,7 @@ class Snapshot:
     seconds: float
     records: list[dict[str, float | int | str]]
     threads: int
+    precision: dict[str, float | int]
 
 
 class Checkpoints:

@@ -12,19 +12,21 @@ from indistill.config import Recipe
 from indistill.curriculum import Phase, arrange_warm_up, build_curriculum, build_warm_up, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
+from indistill.devices import compile_network, explain_compiler, make_precision
 from indistill.distill import Distillation, build_step, build_terms, check_distillation
 from indistill.joint import JointStep
 from indistill.models.weights import save_weights
-from indistill.monitor import TrainingMonitor
+from indistill.monitor import SilentMonitor, TrainingMonitor
 from indistill.pairing import Pairing, choose_channels, draw_images
 from indistill.plan import print_pairing, print_schedule
+from indistill.processes import is_first, on_first
 from indistill.report import write_training_report
 from indistill.resume import open_run
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
 from indistill.safety import explain_interruption
 from indistill.settings import RunSettings, describe_run
 from indistill.terms import Term
-from indistill.training import Step, train
+from indistill.training import Monitor, Step, train
 
 
 def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, ...]:
@@ -82,7 +84,7 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
     distillation = build_distillation(pairing, recipe, settings)
     terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
     config = describe_compression(pairing, recipe, settings, phases)
-    if open_run(settings, config, describe_environment(pixels, settings.seed)):
+    if on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
         print_pairing(pairing)
         distil(distillation, terms, phases, pixels, recipe, settings, config)
     return settings.out
@@ -142,6 +144,12 @@ def distil(
     batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=settings.device)
 
     def build(phase: Phase) -> Step:
+        step = build_uncompiled(phase)
+        if settings.compiled:
+            compile_network(step.network)
+        return step
+
+    def build_uncompiled(phase: Phase) -> Step:
         if phase.objective == "joint":
             stages = [replace(phase, objective="stage", stage=i + 1) for i in range(len(distillation.pairs))]
             return JointStep(
@@ -150,11 +158,30 @@ def distil(
         before = sum(p.epochs for p in phases[: phases.index(phase)] if p.objective == phase.objective)
         return build_step(distillation, terms, phase, example, batch_statistics=batch_statistics, first_epoch=before)
 
-    print_schedule(phases)
     checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
-    options, ahead = recipe.optimisation, recipe.targets.ahead
+    precision = make_precision(settings.precision, settings.device)
+
+    def run(monitor: Monitor) -> None:
+        options, ahead = recipe.optimisation, recipe.targets.ahead
+        with explain_compiler(compiled=settings.compiled):
+            train(
+                distillation.student,
+                phases,
+                batches,
+                build,
+                monitor,
+                options,
+                ahead=ahead,
+                checkpoints=checkpoints,
+                precision=precision,
+            )
+
+    if not is_first():
+        run(SilentMonitor())
+        return
+    print_schedule(phases)
     with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(distillation.student, phases, batches, build, monitor, options, ahead=ahead, checkpoints=checkpoints)
+        run(monitor)
         write_training_report(settings.out / "report.html", config, monitor.records)
         save_weights(
             distillation.student, settings.out / WEIGHTS_NAMES["compress"]

@@ -16,6 +16,7 @@ from indistill.losses.loss import Target
 from indistill.losses.options import LOGIT_LOSSES, LossOptions
 from indistill.losses.pkt import PktLoss
 from indistill.losses.supervised import build_supervised_loss
+from indistill.processes import gather, weigh_share
 from indistill.pruning import align_sizes, check_ranks, check_widths, measure_by, select_channels
 from indistill.stages import (
     StagePair,
@@ -103,7 +104,7 @@ class StageStep:
     def __call__(self, images: Tensor, target: Target, /) -> Tensor:
         """Returns the loss of images (B, 3, H, W)."""
         features, imitation = align_sizes(target[0], self.network(images))
-        return F.mse_loss(self.learnt(imitation), features)
+        return weigh_share(F.mse_loss(self.learnt(imitation).float(), features.float()))
 
 
 class EmbeddingStep:
@@ -133,7 +134,7 @@ class EmbeddingStep:
             features = iter(self.teacher(images))
             with _compute_in_float32(images):
                 targets = [
-                    term.loss.prepare(labels if term.teacher is None else term.read(next(features)))
+                    term.loss.prepare(gather(labels if term.teacher is None else term.read(next(features))))
                     for term in self.terms
                 ]
         # Outside inference mode, so that autograd may keep them.
@@ -144,7 +145,7 @@ class EmbeddingStep:
         features, parts = self.network(images), iter(target)
         with _compute_in_float32(images):
             losses = [
-                term.weigh(self.epoch) * term.loss(term.read(feature), tuple(islice(parts, term.parts)))
+                term.weigh(self.epoch) * term.loss(gather(term.read(feature)), tuple(islice(parts, term.parts)))
                 for term, feature in zip(self.terms, features, strict=True)
             ]
         return torch.stack(losses).sum()

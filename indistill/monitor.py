@@ -17,6 +17,19 @@ from indistill.training import Record
 REFRESH_S = 0.2
 
 
+class SilentMonitor:
+    """Of the processes beside the first one: watches nothing."""
+
+    def resume(self, _records: list[Record], _batches: int, /) -> None:
+        """Does nothing."""
+
+    def report_batch(self, _phase: Phase, _loss: Tensor, _images: int, /) -> None:
+        """Does nothing."""
+
+    def report_epoch(self, _record: Record, /) -> None:
+        """Does nothing."""
+
+
 class TrainingMonitor:
     """One bar that says stage, loss, images/s and time left; a record in metrics.jsonl for each epoch.
 

@@ -1,8 +1,11 @@
 """Progress on standard error: one bar on a terminal, a line now and then elsewhere. Needs no torch."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +16,11 @@ LINE_EVERY_S = 10.0
 def make_console() -> Console:
     """Returns a console that writes to standard error as it is now."""
     return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+
+def silence_output() -> None:
+    """Makes all that this process prints go nowhere: of several that train together, the first one prints."""
+    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
 
 
 @contextmanager

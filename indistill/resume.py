@@ -21,7 +21,7 @@ from indistill.settings import RunSettings
 
 DIFFERENCES_SHOWN = 3
 # Of the config: what is a warning only, and what follows from the other values.
-UNCOMPARED = ("version", "schedule", "alignment")
+UNCOMPARED = ("version", "schedule", "alignment", "processes")
 
 
 def check_output(folder: Path, *, overwrite: bool, resume: bool) -> None:

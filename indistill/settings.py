@@ -11,6 +11,8 @@ from indistill.config import Recipe
 from indistill.curriculum import Phase
 from indistill.errors import InputError
 from indistill.models.loading import Network
+from indistill.precision import PrecisionName
+from indistill.processes import count_processes
 from indistill.runs import Command
 
 
@@ -27,6 +29,8 @@ class RunSettings:
         overwrite: whether an older run in `out` is replaced.
         resume: whether the run in `out` goes on.
         checkpoint_every_s: seconds between checkpoints within an epoch.
+        precision: of the networks; see `indistill.devices.make_precision`.
+        compiled: whether the student's networks run as compiled code.
     """
 
     out: Path
@@ -37,6 +41,8 @@ class RunSettings:
     overwrite: bool
     resume: bool = False
     checkpoint_every_s: float = 60.0
+    precision: PrecisionName = "32"
+    compiled: bool = False
 
 
 def choose_device(name: str) -> torch.device:
@@ -68,6 +74,9 @@ def describe_run(
         "data": settings.data,
         "seed": settings.seed,
         "device": str(settings.device),
+        "processes": count_processes(),
+        "precision": settings.precision,
+        "compiled": settings.compiled,
         "recipe": recipe.model_dump(mode="json"),
         "schedule": [asdict(phase) for phase in phases],
     }

@@ -8,20 +8,22 @@ from torch.nn import functional as F
 
 from indistill.checkpoint import Checkpoints
 from indistill.config import Recipe
-from indistill.curriculum import build_supervised, scale_epochs
+from indistill.curriculum import Phase, build_supervised, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
+from indistill.devices import compile_network, explain_compiler, make_precision
 from indistill.errors import ModelError, describe_error
 from indistill.models.loading import Network
 from indistill.models.weights import save_weights
-from indistill.monitor import TrainingMonitor
+from indistill.monitor import SilentMonitor, TrainingMonitor
 from indistill.plan import print_schedule
+from indistill.processes import is_first, on_first, weigh_share
 from indistill.report import write_training_report
 from indistill.resume import open_run
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
 from indistill.safety import explain_interruption
 from indistill.settings import RunSettings, describe_run
-from indistill.training import train
+from indistill.training import Monitor, Step, train
 
 
 class ClassStep:
@@ -39,7 +41,7 @@ class ClassStep:
 
     def __call__(self, images: Tensor, labels: Tensor, /) -> Tensor:
         """Returns the loss of images (B, 3, H, W) and labels (B,) int64."""
-        return F.cross_entropy(self.network(images), labels)
+        return weigh_share(F.cross_entropy(self.network(images).float(), labels))
 
 
 def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
@@ -62,13 +64,27 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     module = network.module.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_logits(network, module, next(batches.draw_epoch())[0], len(pixels.classes))
     config = describe_run("train", network, recipe, settings, phases)
-    if not open_run(settings, config, describe_environment(pixels, settings.seed)):
+    if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
+        return settings.out
+    checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
+    precision, options = make_precision(settings.precision, settings.device), recipe.supervised_optimisation
+
+    def build(_phase: Phase) -> Step:
+        step = ClassStep(module)
+        if settings.compiled:
+            compile_network(step.network)
+        return step
+
+    def run(monitor: Monitor) -> None:
+        with explain_compiler(compiled=settings.compiled):
+            train(module, phases, batches, build, monitor, options, checkpoints=checkpoints, precision=precision)
+
+    if not is_first():
+        run(SilentMonitor())
         return settings.out
     print_schedule(phases)
-    checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
     with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        options = recipe.supervised_optimisation
-        train(module, phases, batches, lambda _: ClassStep(module), monitor, options, checkpoints=checkpoints)
+        run(monitor)
         write_training_report(settings.out / "report.html", config, monitor.records)
         save_weights(module, settings.out / WEIGHTS_NAMES["train"])  # last: with it the run is complete
     remove_checkpoints(settings.out)

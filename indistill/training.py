@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from indistill.ahead import run_ahead
 from indistill.checkpoint import (
@@ -21,9 +21,11 @@ from indistill.checkpoint import (
 )
 from indistill.curriculum import Phase, count_epochs, end_phase, has_stalled
 from indistill.data.batches import Batches
+from indistill.devices import clip_gradients
 from indistill.errors import TrainingError
 from indistill.memory import keep_freed_memory
 from indistill.optimiser import average_weights, make_optimiser
+from indistill.processes import average, copy_from_first, count_processes, is_first, on_first, share_batch
 from indistill.progress import make_console
 from indistill.safety import LossWatch, describe_batch, explain_failure
 from indistill.schedule import Optimisation, compute_rate_factor
@@ -55,13 +57,13 @@ class Step(Protocol):
 class Monitor(Protocol):
     """What watches the training: a progress bar and a log."""
 
-    def resume(self, records: list[Record], batches: int) -> None:
+    def resume(self, records: list[Record], batches: int, /) -> None:
         """Called before a training that goes on: the records of its epochs so far, and its batches so far."""
 
-    def report_batch(self, phase: Phase, loss: Tensor, images: int) -> None:
+    def report_batch(self, phase: Phase, loss: Tensor, images: int, /) -> None:
         """Called after each batch; the loss is detached."""
 
-    def report_epoch(self, record: Record) -> None:
+    def report_epoch(self, record: Record, /) -> None:
         """Called after each epoch with its figures."""
 
 
@@ -75,6 +77,7 @@ def train(
     *,
     ahead: bool = False,
     checkpoints: Checkpoints | None = None,
+    precision: Precision = Precision(),  # noqa: B008 - without state
 ) -> None:
     """Trains a network in place through all phases.
 
@@ -86,17 +89,22 @@ def train(
         monitor: is told of each batch and epoch.
         options: how Adam is run.
         ahead: whether a thread makes the next batch and its target while the student trains on this one: faster on a
-            CPU where the student's own work is the larger part and too small for all cores. See `run_ahead`.
+            CPU where the student's own work is the larger part and too small for all cores. See `run_ahead`. Not with
+            several processes, whose threads would have to speak in turn.
         checkpoints: where the state is saved, and read if there is one: on the CPU, with the same number of threads,
-            the training then ends with the weights that it would have had without a break, bit by bit.
+            the training then ends with the weights that it would have had without a break, bit by bit. Of several
+            processes the first one reads and writes.
+        precision: what runs the networks, by `make_precision`.
 
     Raises:
         TrainingError: a loss is not finite, or the memory is not enough.
     """
     keep_freed_memory()
     student.train()
-    training = _Training(student, phases, batches, options, checkpoints)
-    saved = checkpoints.read() if checkpoints else None
+    copy_from_first(student)
+    saved = on_first(lambda: checkpoints.read() if checkpoints else None)
+    training = _Training(student, phases, batches, options, checkpoints if is_first() else None, precision)
+    ahead = ahead and count_processes() == 1
     if saved is not None:
         training.phase = saved.phase
         monitor.resume(saved.records, training.count_batches(saved))
@@ -124,6 +132,7 @@ class _Training:
         batches: Batches,
         options: Optimisation,
         checkpoints: Checkpoints | None,
+        precision: Precision,
     ) -> None:
         self.student, self.phases, self.batches, self.options = student, phases, batches, options
         self.device = batches.labels.device
@@ -136,12 +145,14 @@ class _Training:
         self.optimiser = make_optimiser(student, self.learnt, options)
         self.averaged = average_weights(student, options.ema)
         self.checkpoints, self.watch = checkpoints, LossWatch(self.device)
+        self.precision = precision
         self.threads = torch.get_num_threads()  # before `run_ahead` shares them out
 
     def begin_phase(self, step: Step) -> None:
         """Puts the step's networks into training; Adam goes on with the student's moments unless it starts anew."""
         step.network.train()
         self.learnt = step.learnt.to(self.device).train()
+        copy_from_first(self.learnt)
         now, before = self.phases[self.phase], self.phases[max(0, self.phase - 1)]
         anew = self.options.restart == "phase" and (now.objective, now.stage) != (before.objective, before.stage)
         self._make_optimiser(None if anew else self.optimiser)
@@ -154,23 +165,29 @@ class _Training:
         done, steps = len(self.records) * len(batches), len(batches)
         trained = [*self.student.parameters(), *self.learnt.parameters()]
         started, rate = time.perf_counter() - self.seconds, phase.lr
-        prepared = ((images, step.prepare(images, labels)) for images, labels in batches.draw_epoch(self.batch))
+        prepared = (
+            (images, self._prepare(step, images, labels, number))
+            for number, (images, labels) in enumerate(batches.draw_epoch(self.batch), self.batch)
+        )
         for images, target in run_ahead(prepared) if ahead else prepared:
             rate = phase.lr * compute_rate_factor(options, done + self.batch, count_epochs(self.phases) * steps, steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             self.optimiser.zero_grad(set_to_none=True)
-            loss = step(images, target)
-            loss.backward()  # type: ignore[no-untyped-call]
+            count = batches.count_images(self.batch)
+            with self.precision.forward_context(), share_batch(count):
+                loss = step(images, target)
+            self.precision.backward(loss, None)
+            loss = average(loss.detach(), trained)
             if options.clip:
-                clip_grad_norm_(trained, options.clip)
-            self.optimiser.step()
+                clip_gradients(self.precision, self.optimiser, trained, options.clip)
+            self.precision.optimizer_step(self.optimiser)
             if self.averaged is not None:
                 self.averaged.update_parameters(self.student)
-            self.total += loss.detach()
+            self.total += loss
             self.batch += 1
-            monitor.report_batch(phase, loss.detach(), len(images))
-            self._check(self.watch.add(loss.detach()), images)
+            monitor.report_batch(phase, loss, count)
+            self._check(self.watch.add(loss), images)
             if self.checkpoints and self.batch < steps and self.checkpoints.is_due(epoch_ends=False):
                 self._check(self.watch.check(), images)
                 self.seconds = time.perf_counter() - started
@@ -212,9 +229,14 @@ class _Training:
             parameter.requires_grad_(name not in saved.frozen)
         self._make_optimiser(None)
         self.optimiser.load_state_dict(saved.optimiser)
+        self.precision.load_state_dict(saved.precision)
         if self.batch:
             step.begin_epoch(self.epoch)
         set_random_states(saved.random, self.device)  # last, as building a step draws from them
+
+    def _prepare(self, step: Step, images: Tensor, labels: Tensor, number: int) -> Target:
+        with self.precision.forward_context(), share_batch(self.batches.count_images(number)):
+            return step.prepare(images, labels)
 
     def _begin_epoch(self, step: Step) -> None:
         step.begin_epoch(self.epoch)
@@ -253,6 +275,7 @@ class _Training:
             seconds=self.seconds,
             records=self.records,
             threads=self.threads,
+            precision=self.precision.state_dict(),
         )
 
     def _make_optimiser(self, carried: torch.optim.Adam | None) -> None:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from indistill.data.ahead import map_ahead
 from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.errors import DataError
+from indistill.errors import DataError, InputError
 from indistill.preprocess import PixelArray, Preprocessing
+from indistill.processes import count_processes, find_share
 
 BATCHES_AHEAD = 2
 
@@ -41,10 +42,13 @@ class Batches:
     Each image is flipped with probability one half and cropped at a random offset of its own, out of the image padded
     with black pixels. Streamed pixels give the same batches as those in memory, bit for bit.
 
+    Of several processes that train together each has its share of a batch: all draw the same, and read their own.
+
     Args:
         pixels: the images.
         preprocessing: gives mean and std.
-        batch_size: the last batch of an epoch may be smaller, but not a single image (batch norm needs two).
+        batch_size: the last batch of an epoch may be smaller, but not a single image (batch norm needs two), and has
+            an image for each process; else it is left out.
         flip: whether images are mirrored.
         crop_padding: pixels on each side; 0 for no cropping.
         seed: of the order and the augmentation.
@@ -52,6 +56,7 @@ class Batches:
 
     Raises:
         DataError: there are fewer than two images.
+        InputError: a batch has fewer images than there are processes.
     """
 
     def __init__(
@@ -67,6 +72,11 @@ class Batches:
     ) -> None:
         if len(pixels) < 2:
             raise DataError(f"data '{pixels.name}': training needs two images at least, {len(pixels)} can be read")
+        if min(batch_size, len(pixels)) < count_processes():
+            raise InputError(
+                f"{count_processes()} processes need an image of each batch, and --batch-size is {batch_size} of "
+                f"{len(pixels)} images: give fewer processes, or larger batches"
+            )
         self.batch_size, self.flip = batch_size, flip
         self.count, self.offsets = len(pixels), 2 * crop_padding + 1
         self.generator = torch.Generator().manual_seed(seed)
@@ -81,10 +91,14 @@ class Batches:
 
     def __len__(self) -> int:
         full, rest = divmod(self.count, self.batch_size)
-        return full + (rest > 1)
+        return full + (rest >= max(2, count_processes()))
+
+    def count_images(self, number: int) -> int:
+        """Returns the images of a batch of the epoch, counted from 0, those of all processes."""
+        return min(self.batch_size, self.count - number * self.batch_size)
 
     def draw_epoch(self, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images (B, 3, S, S) float32, channels last in memory, and labels (B,).
+        """Yields images (B, 3, S, S) float32, channels last in memory, and labels (B,): this process's share.
 
         `generator` stands after each batch where that batch left it, though later ones may be drawn already.
 
@@ -105,7 +119,8 @@ class Batches:
             chosen = order[start : start + self.batch_size]
             row, column = torch.randint(self.offsets, (2, len(chosen)), generator=generator)
             flipped = torch.rand(len(chosen), generator=generator) < 0.5
-            yield Draw(chosen, row, column, flipped, generator.get_state())
+            own = find_share(len(chosen))
+            yield Draw(chosen[own], row[own], column[own], flipped[own], generator.get_state())
 
     def _make_batch(self, draw: Draw, images: Tensor) -> tuple[Tensor, Tensor]:
         device = self.labels.device

@@ -72,6 +72,17 @@ def make_student(
     return replace(student, source=f"{PREFIX}{width:g}", weights=choice.weights)
 
 
+def settle_width(
+    choice: StudentChoice, teacher: Network, image_size: int, on_trial: Callable[[Trial], None]
+) -> StudentChoice:
+    """Returns the choice with the width that `width:auto` finds in place of its target; see `make_student`."""
+    assert choice.target is not None
+    check_image_size(teacher.module, teacher.embedding, image_size, "teacher")
+    torch.manual_seed(choice.seed)
+    width = _find_width(choice.target, teacher, image_size, on_trial)
+    return replace(choice, spec=f"{PREFIX}{width!r}", target=None)
+
+
 def parse_width(spec: str) -> float | None:
     """Returns the width of a spec `width:0.5`, 0 of `width:auto`, and None of a model spec.
 
