@@ -26,7 +26,7 @@ from indistill.processes import count_processes
 from indistill.progress import silence_output
 from indistill.settings import choose_device
 
-GRACE_S = 5.0  # for processes to end by themselves
+GRACE_S = 3.0  # for processes to end by themselves
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each process, on standard error
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indistill.batch_norm import widen
 from indistill.curriculum import Phase
 from indistill.errors import ModelError, StageError
 from indistill.losses.build import build_loss
@@ -104,7 +105,7 @@ class StageStep:
     def __call__(self, images: Tensor, target: Target, /) -> Tensor:
         """Returns the loss of images (B, 3, H, W)."""
         features, imitation = align_sizes(target[0], self.network(images))
-        return weigh_share(F.mse_loss(self.learnt(imitation).float(), features.float()))
+        return weigh_share(F.mse_loss(widen(self.learnt(imitation)), widen(features)))
 
 
 class EmbeddingStep:
