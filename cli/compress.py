@@ -134,6 +134,7 @@ def compress(
     from indistill.pairing import pair_stages
     from indistill.plan import print_pairing, print_schedule
     from indistill.resume import check_output
+    from indistill.retrieval.evaluate import measure_map_at_r
     from indistill.settings import RunSettings, choose_device
     from indistill.stages import parse_pairs
 
@@ -155,7 +156,15 @@ def compress(
     for model, weights in ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights)):
         check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
-        out, locate_data(data), epochs, seed, choose_device(device), overwrite, resume, checkpoint_every
+        out,
+        locate_data(data),
+        epochs,
+        seed,
+        choose_device(device),
+        overwrite,
+        resume,
+        checkpoint_every,
+        retrieval=measure_map_at_r,
     )
     choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, run_settings)
     images = open_images(data, root=data_root, download=download)

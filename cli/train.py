@@ -51,6 +51,7 @@ def train(
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.models.loading import check_trainable, load_network
     from indistill.resume import check_output
+    from indistill.retrieval.evaluate import measure_map_at_r
     from indistill.settings import RunSettings, choose_device
     from indistill.supervise import run_supervised
 
@@ -58,7 +59,15 @@ def train(
     check_output(out, overwrite=overwrite, resume=resume)
     check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
-        out, locate_data(data), epochs, seed, choose_device(device), overwrite, resume, checkpoint_every
+        out,
+        locate_data(data),
+        epochs,
+        seed,
+        choose_device(device),
+        overwrite,
+        resume,
+        checkpoint_every,
+        retrieval=measure_map_at_r,
     )
     images = open_images(data, root=data_root, download=download)
     require_labels(images, "train")

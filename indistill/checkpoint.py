@@ -17,7 +17,7 @@ from indistill.errors import InputError
 from indistill.hashing import hash_file
 from indistill.progress import make_console
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 DIGITS = 16  # of the SHA-256 in a name
 EPOCHS_EVERY_S = 1.0  # epochs shorter than this do not each have a checkpoint
@@ -42,6 +42,7 @@ class Snapshot:
         total: sum of the epoch's losses so far.
         seconds: time that the epoch has taken so far.
         records: figures of all epochs done.
+        validation: the best epoch so far, its figure and weights; empty where nothing is held out.
         threads: PyTorch's number of threads.
     """
 
@@ -59,6 +60,7 @@ class Snapshot:
     total: Tensor
     seconds: float
     records: list[dict[str, float | int | str]]
+    validation: dict[str, Any]
     threads: int
 
 

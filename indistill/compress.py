@@ -23,8 +23,10 @@ from indistill.resume import open_run
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
 from indistill.safety import explain_interruption
 from indistill.settings import RunSettings, describe_run
+from indistill.split import Split, has_classes, split_images
 from indistill.terms import Term
 from indistill.training import Step, train
+from indistill.validation import Validation, build_label_figure, build_neighbour_figure, describe_held_out
 
 
 def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, ...]:
@@ -63,7 +65,7 @@ def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Re
         StageError: a pair cannot be trained.
     """
     with torch.random.fork_rng([settings.device] if settings.device.type == "cuda" else []):
-        Batches(pixels, recipe.preprocessing, **recipe.batching, seed=0, device=settings.device)
+        make_batches(pixels, recipe, settings)
         distillation = build_distillation(pairing, recipe, settings)
         build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
 
@@ -82,6 +84,7 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
     distillation = build_distillation(pairing, recipe, settings)
     terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
     config = describe_compression(pairing, recipe, settings, phases)
+    config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
     if open_run(settings, config, describe_environment(pixels, settings.seed)):
         print_pairing(pairing)
         distil(distillation, terms, phases, pixels, recipe, settings, config)
@@ -139,7 +142,16 @@ def distil(
 ) -> None:
     """Trains the student in an open run folder, from its checkpoint if there is one, and writes weights and report."""
     example, batch_statistics = make_example(recipe, settings), recipe.targets.statistics == "batch"
-    batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=settings.device)
+    batches, split = make_batches(pixels, recipe, settings)
+    validation = None
+    if split is not None:
+        if has_classes(pixels.classes):
+            figure = build_label_figure(pixels, split, settings.retrieval)
+        else:
+            teacher, node = distillation.teacher, distillation.teacher_embedding
+            figure = build_neighbour_figure(split, batches, teacher, node)
+        options = recipe.validation.options
+        validation = Validation(distillation.student, distillation.student_embedding, figure, batches, options)
 
     def build(phase: Phase) -> Step:
         if phase.objective == "joint":
@@ -152,14 +164,44 @@ def distil(
 
     print_schedule(phases)
     checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
-    options, ahead = recipe.optimisation, recipe.targets.ahead
     with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        train(distillation.student, phases, batches, build, monitor, options, ahead=ahead, checkpoints=checkpoints)
+        train(
+            distillation.student,
+            phases,
+            batches,
+            build,
+            monitor,
+            recipe.optimisation,
+            ahead=recipe.targets.ahead,
+            checkpoints=checkpoints,
+            validation=validation,
+        )
         write_training_report(settings.out / "report.html", config, monitor.records)
         save_weights(
             distillation.student, settings.out / WEIGHTS_NAMES["compress"]
         )  # last: the run is complete with it
     remove_checkpoints(settings.out)
+
+
+def make_batches(
+    pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings
+) -> tuple[Batches, Split | None]:
+    """Returns the batches of the images that are trained on, and which are held out, if any.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    split = split_images(pixels, recipe.validation.share, settings.seed)
+    positions = None if split is None else split.training
+    batches = Batches(
+        pixels,
+        recipe.preprocessing,
+        **recipe.batching,
+        seed=settings.seed,
+        device=settings.device,
+        positions=positions,
+    )
+    return batches, split
 
 
 def make_example(recipe: Recipe, settings: RunSettings) -> Tensor:

@@ -16,6 +16,7 @@ from indistill.errors import ConfigError, suggest_nearest
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
 from indistill.schedule import Optimisation, Restart, Schedule
+from indistill.split import ValidationOptions
 
 Triple = tuple[float, float, float]
 
@@ -132,6 +133,20 @@ class TargetsSection(Section):
     ahead: bool = False  # made by a thread while the student trains: for students too small to use all cores
 
 
+class ValidationSection(Section):
+    """Images held out of the training, by which its best weights are found; see docs/training.md."""
+
+    share: float = Field(0.0, ge=0, le=0.5)  # of the training images; 0 for none
+    every: int = Field(1, ge=1)  # epochs between measurements
+    patience: int = Field(0, ge=0)  # epochs without a better figure after which the training ends; 0 for never
+    keep_best: bool = True  # whether the weights in the end are those of the best epoch, not of the last
+
+    @property
+    def options(self) -> ValidationOptions:
+        """The section as plain data."""
+        return ValidationOptions(**self.model_dump())
+
+
 class Recipe(Section):
     """All of a recipe file."""
 
@@ -141,6 +156,7 @@ class Recipe(Section):
     supervised: SupervisedSection = SupervisedSection()
     loss: LossSection = LossSection()
     targets: TargetsSection = TargetsSection()
+    validation: ValidationSection = ValidationSection()
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -13,6 +13,7 @@ from indistill.errors import InputError
 from indistill.progress import make_console
 from indistill.runs import write_text
 from indistill.training import Record
+from indistill.validation import FIGURES
 
 REFRESH_S = 0.2
 
@@ -89,8 +90,9 @@ class TrainingMonitor:
                 f"{self._log} cannot be written: {error.strerror}; make room, and go on with --resume"
             ) from error
         if not self._console.is_terminal:
+            measured = "".join(f"  {name} {record[name]:.4f}" for name in FIGURES if name in record)
             self._console.print(
                 f"epoch {record['epoch']}/{self._epochs}  {record['phase']}  loss {record['loss']:.4g}  "
-                f"{record['images_per_s']:,.0f} images/s",
+                f"{record['images_per_s']:,.0f} images/s{measured}",
                 markup=False,
             )

@@ -12,6 +12,7 @@ from indistill.curriculum import Phase
 from indistill.errors import InputError
 from indistill.models.loading import Network
 from indistill.runs import Command
+from indistill.validation import Retrieval
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RunSettings:
         overwrite: whether an older run in `out` is replaced.
         resume: whether the run in `out` goes on.
         checkpoint_every_s: seconds between checkpoints within an epoch.
+        retrieval: measures how held-out images with classes are found, where some are held out.
     """
 
     out: Path
@@ -37,6 +39,7 @@ class RunSettings:
     overwrite: bool
     resume: bool = False
     checkpoint_every_s: float = 60.0
+    retrieval: Retrieval | None = None
 
 
 def choose_device(name: str) -> torch.device:

@@ -21,7 +21,9 @@ from indistill.resume import open_run
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
 from indistill.safety import explain_interruption
 from indistill.settings import RunSettings, describe_run
+from indistill.split import split_images
 from indistill.training import train
+from indistill.validation import Validation, build_label_figure, describe_held_out
 
 
 class ClassStep:
@@ -48,6 +50,7 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     The schedule is the recipe's: its epochs at `lr`, then its final epochs at `final_lr`.
 
     Raises:
+        DataError: there are too few images to hold some out.
         ExistsError: the folder exists.
         InputError: there is no such run to resume.
         ModelError: the network does not give one logit for each class.
@@ -58,17 +61,39 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     )
     if settings.epochs is not None:
         phases = scale_epochs(phases, settings.epochs)
-    batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=settings.device)
+    split = split_images(pixels, recipe.validation.share, settings.seed)
+    batches = Batches(
+        pixels,
+        recipe.preprocessing,
+        **recipe.batching,
+        seed=settings.seed,
+        device=settings.device,
+        positions=None if split is None else split.training,
+    )
     module = network.module.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_logits(network, module, next(batches.draw_epoch())[0], len(pixels.classes))
     config = describe_run("train", network, recipe, settings, phases)
+    config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
     if not open_run(settings, config, describe_environment(pixels, settings.seed)):
         return settings.out
     print_schedule(phases)
+    validation = None
+    if split is not None:
+        figure = build_label_figure(pixels, split, settings.retrieval)
+        validation = Validation(module, network.embedding, figure, batches, recipe.validation.options)
     checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
     with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
         options = recipe.supervised_optimisation
-        train(module, phases, batches, lambda _: ClassStep(module), monitor, options, checkpoints=checkpoints)
+        train(
+            module,
+            phases,
+            batches,
+            lambda _: ClassStep(module),
+            monitor,
+            options,
+            checkpoints=checkpoints,
+            validation=validation,
+        )
         write_training_report(settings.out / "report.html", config, monitor.records)
         save_weights(module, settings.out / WEIGHTS_NAMES["train"])  # last: with it the run is complete
     remove_checkpoints(settings.out)

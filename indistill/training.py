@@ -27,6 +27,7 @@ from indistill.optimiser import average_weights, make_optimiser
 from indistill.progress import make_console
 from indistill.safety import LossWatch, describe_batch, explain_failure
 from indistill.schedule import Optimisation, compute_rate_factor
+from indistill.validation import Validation
 
 Record = dict[str, float | int | str]
 Target = Any  # a tensor, or a tuple of them: what `prepare` gives and `__call__` takes is the step's own affair
@@ -75,6 +76,7 @@ def train(
     *,
     ahead: bool = False,
     checkpoints: Checkpoints | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Trains a network in place through all phases.
 
@@ -89,6 +91,8 @@ def train(
             CPU where the student's own work is the larger part and too small for all cores. See `run_ahead`.
         checkpoints: where the state is saved, and read if there is one: on the CPU, with the same number of threads,
             the training then ends with the weights that it would have had without a break, bit by bit.
+        validation: measures held-out images after epochs, may end the training early, and gives the student its best
+            weights in the end.
 
     Raises:
         TrainingError: a loss is not finite, or the memory is not enough.
@@ -96,12 +100,13 @@ def train(
     keep_freed_memory()
     student.train()
     training = _Training(student, phases, batches, options, checkpoints)
+    training.validation = validation
     saved = checkpoints.read() if checkpoints else None
     if saved is not None:
         training.phase = saved.phase
         monitor.resume(saved.records, training.count_batches(saved))
     with explain_failure(batches.batch_size):
-        while training.phase < len(phases):
+        while training.phase < len(training.durations):
             step = build_step(phases[training.phase])
             training.begin_phase(step)
             if saved is not None:
@@ -112,6 +117,8 @@ def train(
             training.phase, training.epoch = training.phase + 1, 0
     if training.averaged is not None:
         copy_tensors(student, list_tensors(training.averaged.module))
+    if validation is not None:
+        validation.finish(student, len(training.records))
 
 
 class _Training:
@@ -136,6 +143,7 @@ class _Training:
         self.optimiser = make_optimiser(student, self.learnt, options)
         self.averaged = average_weights(student, options.ema)
         self.checkpoints, self.watch = checkpoints, LossWatch(self.device)
+        self.validation: Validation | None = None
         self.threads = torch.get_num_threads()  # before `run_ahead` shares them out
 
     def begin_phase(self, step: Step) -> None:
@@ -185,6 +193,7 @@ class _Training:
             "seconds": round(seconds, 3),
             "images_per_s": round(batches.count / seconds, 1),
         }
+        self._validate(record)
         self._end_epoch(record)
         monitor.report_epoch(record)
 
@@ -208,6 +217,8 @@ class _Training:
         copy_tensors(self.learnt, saved.learnt)
         if self.averaged is not None:
             copy_tensors(self.averaged, saved.averaged)
+        if self.validation is not None:
+            self.validation.restore(saved.validation)
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(name not in saved.frozen)
         self._make_optimiser(None)
@@ -230,10 +241,17 @@ class _Training:
         losses = [float(record["loss"]) for record in self.records[-self.epoch :]]
         if has_stalled(losses, self.phases[self.phase].tolerance):
             self.durations = end_phase(self.phases, self.durations, self.phase, self.epoch)
-        if self.checkpoints and (
-            self.checkpoints.is_due(epoch_ends=True) or len(self.records) == count_epochs(self.phases)
-        ):
+        if self.validation is not None and self.validation.has_run_out(len(self.records)):
+            self.durations = [*self.durations[: self.phase], self.epoch]
+        if self.checkpoints and (self.checkpoints.is_due(epoch_ends=True) or len(self.records) == sum(self.durations)):
             self.checkpoints.write(self._capture(), len(self.records) * len(self.batches))
+
+    def _validate(self, record: Record) -> None:
+        phase, epoch = self.phases[self.phase], len(self.records) + 1
+        last = epoch == count_epochs(self.phases)
+        if self.validation is not None and self.validation.is_due(phase, epoch, last=last):
+            trained = self.student if self.averaged is None else self.averaged.module
+            record |= self.validation.measure(trained, epoch)
 
     def _capture(self) -> Snapshot:
         # The order is that of the epoch's beginning: what a thread has made ahead is not trained on yet.
@@ -252,6 +270,7 @@ class _Training:
             total=self.total,
             seconds=self.seconds,
             records=self.records,
+            validation={} if self.validation is None else self.validation.capture(),
             threads=self.threads,
         )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -49,6 +50,7 @@ class Batches:
         crop_padding: pixels on each side; 0 for no cropping.
         seed: of the order and the augmentation.
         device: where the batches are made, and the pixels lie if they are in memory.
+        positions: (N,) of the images that are trained on; all where it is not given.
 
     Raises:
         DataError: there are fewer than two images.
@@ -64,11 +66,13 @@ class Batches:
         crop_padding: int,
         seed: int,
         device: torch.device,
+        positions: NDArray[np.int64] | None = None,
     ) -> None:
-        if len(pixels) < 2:
-            raise DataError(f"data '{pixels.name}': training needs two images at least, {len(pixels)} can be read")
+        self.positions = torch.arange(len(pixels)) if positions is None else torch.from_numpy(positions)
         self.batch_size, self.flip = batch_size, flip
-        self.count, self.offsets = len(pixels), 2 * crop_padding + 1
+        self.count, self.offsets = len(self.positions), 2 * crop_padding + 1
+        if self.count < 2:
+            raise DataError(f"data '{pixels.name}': training needs two images at least, {self.count} can be read")
         self.generator = torch.Generator().manual_seed(seed)
         self.labels = torch.from_numpy(pixels.labels).to(device)
         self.crops: MemoryCrops | StreamedCrops
@@ -99,10 +103,25 @@ class Batches:
             yield self._make_batch(draw, images)
         self.generator.set_state(ahead.get_state())
 
+    def read_plain(self, positions: Tensor) -> Iterator[Tensor]:
+        """Yields images (B, 3, S, S) as `draw_epoch` does, those of some positions, in their order and as they are:
+        nothing is drawn.
+        """
+        padding = self.offsets // 2
+
+        def list_draws() -> Iterator[Draw]:
+            for start in range(0, len(positions), self.batch_size):
+                chosen = positions[start : start + self.batch_size]
+                middle = torch.full_like(chosen, padding)
+                yield Draw(chosen, middle, middle, torch.zeros(len(chosen), dtype=torch.bool), torch.empty(0))
+
+        for draw, images in self.crops.read(list_draws()):
+            yield self._make_batch(draw, images)[0]
+
     def _draw_batches(self, generator: torch.Generator) -> Iterator[Draw]:
         order = torch.randperm(self.count, generator=generator)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+            chosen = self.positions[order[start : start + self.batch_size]]
             row, column = torch.randint(self.offsets, (2, len(chosen)), generator=generator)
             flipped = torch.rand(len(chosen), generator=generator) < 0.5
             yield Draw(chosen, row, column, flipped, generator.get_state())
