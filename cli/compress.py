@@ -14,6 +14,7 @@ from indistill.cli.options import (
     DownloadOption,
     EpochsOption,
     ImageSizeOption,
+    LoggerOption,
     LrOption,
     OutOption,
     OverwriteOption,
@@ -107,6 +108,7 @@ def compress(
     report: Annotated[bool, typer.Option("--report/--no-report", help="Measure how close the student is.")] = True,
     resume: ResumeOption = False,
     checkpoint_every: CheckpointOption = 60,
+    logger: LoggerOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
@@ -128,6 +130,7 @@ def compress(
     from indistill.config import FAITHFUL
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.errors import InputError
+    from indistill.loggers import parse_loggers
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
     from indistill.models.students import make_student
@@ -152,6 +155,7 @@ def compress(
         raise InputError("--strict and --criterion are of a warm-up that prunes, which this recipe does not have")
     if auxiliary_weights is not None and auxiliary == "none":
         raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
+    loggers = parse_loggers(logger or [])
     check_output(out, overwrite=overwrite, resume=resume)
     for model, weights in ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights)):
         check_source_is_kept(model, weights, out)
@@ -164,6 +168,7 @@ def compress(
         overwrite,
         resume,
         checkpoint_every,
+        loggers=loggers,
         retrieval=measure_map_at_r,
     )
     choice = choose_student(student, student_weights, target_latency, target_size, from_scratch, run_settings)

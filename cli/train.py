@@ -14,6 +14,7 @@ from indistill.cli.options import (
     DownloadOption,
     EpochsOption,
     ImageSizeOption,
+    LoggerOption,
     LrOption,
     OutOption,
     OverwriteOption,
@@ -40,6 +41,7 @@ def train(
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     checkpoint_every: CheckpointOption = 60,
+    logger: LoggerOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
@@ -49,6 +51,7 @@ def train(
     from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels
     from indistill.cli.output import print_run
     from indistill.data.sets import locate_data, open_images, require_labels
+    from indistill.loggers import parse_loggers
     from indistill.models.loading import check_trainable, load_network
     from indistill.resume import check_output
     from indistill.retrieval.evaluate import measure_map_at_r
@@ -56,6 +59,7 @@ def train(
     from indistill.supervise import run_supervised
 
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
+    loggers = parse_loggers(logger or [])
     check_output(out, overwrite=overwrite, resume=resume)
     check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
@@ -67,6 +71,7 @@ def train(
         overwrite,
         resume,
         checkpoint_every,
+        loggers=loggers,
         retrieval=measure_map_at_r,
     )
     images = open_images(data, root=data_root, download=download)

@@ -14,6 +14,7 @@ from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distill import Distillation, build_step, build_terms, check_distillation
 from indistill.joint import JointStep
+from indistill.loggers import open_loggers
 from indistill.models.weights import save_weights
 from indistill.monitor import TrainingMonitor
 from indistill.pairing import Pairing, choose_channels, draw_images
@@ -164,7 +165,11 @@ def distil(
 
     print_schedule(phases)
     checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
-    with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
+    with (
+        explain_interruption(),
+        open_loggers(settings.loggers, settings.out, config) as loggers,
+        TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl", loggers) as monitor,
+    ):
         train(
             distillation.student,
             phases,

@@ -10,6 +10,7 @@ from indistill import __version__
 from indistill.config import Recipe
 from indistill.curriculum import Phase
 from indistill.errors import InputError
+from indistill.loggers import LoggerName
 from indistill.models.loading import Network
 from indistill.runs import Command
 from indistill.validation import Retrieval
@@ -28,6 +29,7 @@ class RunSettings:
         overwrite: whether an older run in `out` is replaced.
         resume: whether the run in `out` goes on.
         checkpoint_every_s: seconds between checkpoints within an epoch.
+        loggers: where the records of the epochs go beside metrics.jsonl.
         retrieval: measures how held-out images with classes are found, where some are held out.
     """
 
@@ -39,6 +41,7 @@ class RunSettings:
     overwrite: bool
     resume: bool = False
     checkpoint_every_s: float = 60.0
+    loggers: tuple[LoggerName, ...] = ()
     retrieval: Retrieval | None = None
 
 

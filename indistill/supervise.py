@@ -12,6 +12,7 @@ from indistill.curriculum import build_supervised, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError, describe_error
+from indistill.loggers import open_loggers
 from indistill.models.loading import Network
 from indistill.models.weights import save_weights
 from indistill.monitor import TrainingMonitor
@@ -82,7 +83,11 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
         figure = build_label_figure(pixels, split, settings.retrieval)
         validation = Validation(module, network.embedding, figure, batches, recipe.validation.options)
     checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
-    with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
+    with (
+        explain_interruption(),
+        open_loggers(settings.loggers, settings.out, config) as loggers,
+        TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl", loggers) as monitor,
+    ):
         options = recipe.supervised_optimisation
         train(
             module,
