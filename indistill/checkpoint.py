@@ -5,6 +5,7 @@ file's SHA-256, by which a damaged file is known. Tensors and plain values only,
 """
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,11 @@ def get_random_states(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def keep_random_states(device: torch.device) -> AbstractContextManager[None]:
+    """Returns a context after which torch's global generators are as they were before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:

@@ -25,6 +25,7 @@ from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environmen
 from indistill.safety import explain_interruption
 from indistill.settings import RunSettings, describe_run
 from indistill.split import Split, has_classes, split_images
+from indistill.teacher_cache import store_teacher
 from indistill.terms import Term
 from indistill.training import Step, train
 from indistill.validation import Validation, build_label_figure, build_neighbour_figure, describe_held_out
@@ -144,6 +145,11 @@ def distil(
     """Trains the student in an open run folder, from its checkpoint if there is one, and writes weights and report."""
     example, batch_statistics = make_example(recipe, settings), recipe.targets.statistics == "batch"
     batches, split = make_batches(pixels, recipe, settings)
+    if recipe.stores_teacher:
+        taught = next(term for term in terms if term.teacher is not None)
+        folder = settings.out / CHECKPOINT_FOLDER
+        stored = store_teacher(distillation.teacher, taught, batches, folder, pixels.fingerprint)
+        distillation = replace(distillation, stored=stored)
     validation = None
     if split is not None:
         if has_classes(pixels.classes):

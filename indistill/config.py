@@ -131,6 +131,7 @@ class TargetsSection(Section):
     statistics: Literal["kept", "batch"] = "kept"
     alignment: Literal["prune", "regressor"] = "prune"
     ahead: bool = False  # made by a thread while the student trains: for students too small to use all cores
+    cache: Literal["auto", "never"] = "auto"  # the teacher is run once where no image varies; see docs/training.md
 
 
 class ValidationSection(Section):
@@ -167,6 +168,14 @@ class Recipe(Section):
     def reads_stages(self) -> bool:
         """Whether teacher and student are compared by stages at all: in the warm-up, or by the loss."""
         return self.curriculum.has_stages or self.loss.name == "pkth"
+
+    @property
+    def stores_teacher(self) -> bool:
+        """Whether the embedding's loss reads of the teacher what may be computed once: no image varies, nor is a map
+        of a stage read.
+        """
+        varies = self.data.flip or self.data.crop_padding > 0
+        return self.targets.cache == "auto" and not varies and self.loss.name != "pkth"
 
     @property
     def prunes(self) -> bool:

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from indistill.checkpoint import copy_tensors, list_tensors
+from indistill.checkpoint import copy_tensors, keep_random_states, list_tensors
 from indistill.closeness import measure_overlaps, prepare_vectors
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
@@ -68,7 +67,7 @@ class Validation:
         self.best, self.epoch = -math.inf, 0
         self.weights: dict[str, Tensor] = {}
         self._batches, self._device = batches, batches.labels.device
-        with _keep_random(self._device):  # a network may draw while it is traced
+        with keep_random_states(self._device):  # a network may draw while it is traced
             self._network = copy.deepcopy(network)
             self._embedder = Embedder(self._network, embedding).eval().requires_grad_(False)
 
@@ -153,7 +152,7 @@ def build_neighbour_figure(split: Split, batches: Batches, teacher: nn.Module, e
         embedding: node of its embedding.
     """
     positions = torch.from_numpy(split.held_out)
-    with _keep_random(batches.labels.device):
+    with keep_random_states(batches.labels.device):
         embedder = freeze(Embedder(teacher, embedding))
     expected = prepare_vectors(embed_positions(embedder, batches, positions), "teacher").neighbours
 
@@ -165,7 +164,7 @@ def build_neighbour_figure(split: Split, batches: Batches, teacher: nn.Module, e
 
 def embed_positions(embedder: nn.Module, batches: Batches, positions: Tensor) -> Vectors:
     """Returns embeddings (M, D) float32 of the images at some positions (M,), as they are."""
-    with torch.inference_mode(), _keep_random(batches.labels.device):
+    with torch.inference_mode(), keep_random_states(batches.labels.device):
         parts = [embedder(images).float().cpu().numpy() for images in batches.read_plain(positions)]
     return np.concatenate(parts)
 
@@ -178,7 +177,3 @@ def describe_held_out(pixels: Pixels | StreamedPixels, share: float, seed: int) 
     figure = LABEL_FIGURE if has_classes(pixels.classes) else NEIGHBOUR_FIGURE
     counts = {"images": len(split.held_out), "gallery": len(split.gallery), "trained_on": len(split.training)}
     return {"held_out": {"figure": figure, **counts}}
-
-
-def _keep_random(device: torch.device) -> AbstractContextManager[None]:
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])

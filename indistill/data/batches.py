@@ -69,6 +69,7 @@ class Batches:
         positions: NDArray[np.int64] | None = None,
     ) -> None:
         self.positions = torch.arange(len(pixels)) if positions is None else torch.from_numpy(positions)
+        self.chosen = self.positions[:0]
         self.batch_size, self.flip = batch_size, flip
         self.count, self.offsets = len(self.positions), 2 * crop_padding + 1
         if self.count < 2:
@@ -90,7 +91,8 @@ class Batches:
     def draw_epoch(self, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images (B, 3, S, S) float32, channels last in memory, and labels (B,).
 
-        `generator` stands after each batch where that batch left it, though later ones may be drawn already.
+        `generator` stands after each batch where that batch left it, though later ones may be drawn already, and
+        `chosen` (B,) are the positions of its images.
 
         Args:
             start_batch: this many batches are drawn and passed over without being read, so that those that follow are
@@ -100,6 +102,7 @@ class Batches:
         draws = itertools.islice(self._draw_batches(ahead), start_batch, None)
         for draw, images in self.crops.read(draws):
             self.generator.set_state(draw.state)
+            self.chosen = draw.chosen
             yield self._make_batch(draw, images)
         self.generator.set_state(ahead.get_state())
 
