@@ -18,23 +18,26 @@ from pathlib import Path
 
 TABLE_METRICS = ("map", "map_paper11", "precision@100")
 DEPLOYED = "indistill"  # the student that is exported, indexed and measured as deployed too
-DEFAULT = ("supervised", "pkt", "faithful", "paper", "indistill")
+DEFAULT = ("supervised", "pkt", "faithful", "paper", "both-lr2", "indistill")
 PAPER = "--recipe paper"
-PLAIN_LR = f"{PAPER} --set optimiser.lr=0.001 --set optimiser.final_lr=0.0001"
+BATCH, RESTART = "--set targets.statistics=batch", "--set optimiser.restart=epoch"
+BOTH = f"{PAPER} {BATCH} {RESTART}"
 VARIANTS = {
     "supervised": None,
-    "pkt": f"{PAPER} --no-warm-up",
     "faithful": f"{PAPER} --faithful",
     "paper": PAPER,
     "indistill": "--recipe cifar10",
-    "clean": f"{PLAIN_LR} --set optimiser.restart=never --set targets.statistics=kept",
-    "batch": f"{PLAIN_LR} --set optimiser.restart=never",
-    "phase": f"{PLAIN_LR} --set optimiser.restart=phase",
-    "restart": f"{PLAIN_LR} --set targets.statistics=kept",
-    "both": PLAIN_LR,
-    "both-lr4": f"{PAPER} --lr 0.004",
-    "pkt-lr1": f"{PLAIN_LR} --no-warm-up",
-    "pkt-lr4": f"{PAPER} --no-warm-up --lr 0.004",
+    "batch": f"{PAPER} {BATCH}",
+    "phase": f"{PAPER} --set optimiser.restart=phase",
+    "restart": f"{PAPER} {RESTART}",
+    "both": BOTH,
+    "both-lr2": f"{BOTH} --lr 0.002",
+    "both-lr4": f"{BOTH} --lr 0.004",
+    "both-lr8": f"{BOTH} --lr 0.008",
+    "pkt": f"{BOTH} --lr 0.002 --no-warm-up",
+    "pkt-lr1": f"{BOTH} --no-warm-up",
+    "pkt-lr4": f"{BOTH} --lr 0.004 --no-warm-up",
+    "contrastive": "--recipe cifar10 --no-warm-up",
 }
 
 

@@ -129,8 +129,8 @@ def fork_life(plan: KillPlan, folder: Path, out: Path, log: Path) -> int:
     os.dup2(stream, 2)
     line = (
         f"indistill compress --teacher paper:cnn-a --student {folder}/student.py:build --data digits/test --recipe "
-        f"digits --set targets.ahead=true --set optimiser.restart=never --pair stage1:3 --pair stage2:7 --epochs "
-        f"{plan.epochs} --checkpoint-every {CHECKPOINT_EVERY_S} --out {out}"
+        f"digits --set targets.ahead=true --set optimiser.restart=never --set validation.share=0.2 "
+        f"--pair stage1:3 --pair stage2:7 --epochs {plan.epochs} --checkpoint-every {CHECKPOINT_EVERY_S} --out {out}"
     )
     if plan.auxiliary:
         line += " --auxiliary paper:cnn-s"

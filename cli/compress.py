@@ -16,6 +16,7 @@ from indistill.cli.options import (
     DownloadOption,
     EpochsOption,
     ImageSizeOption,
+    LoggerOption,
     LrOption,
     OutOption,
     OverwriteOption,
@@ -113,6 +114,7 @@ def compress(
     report: Annotated[bool, typer.Option("--report/--no-report", help="Measure how close the student is.")] = True,
     resume: ResumeOption = False,
     checkpoint_every: CheckpointOption = 60,
+    logger: LoggerOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
@@ -136,6 +138,7 @@ def compress(
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.devices import check_compilation, start_processes
     from indistill.errors import InputError
+    from indistill.loggers import parse_loggers
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
     from indistill.models.students import make_student, settle_width
@@ -143,6 +146,7 @@ def compress(
     from indistill.plan import print_pairing, print_schedule
     from indistill.processes import go_first, is_first, on_first
     from indistill.resume import check_output
+    from indistill.retrieval.evaluate import measure_map_at_r
     from indistill.settings import RunSettings
     from indistill.stages import parse_pairs
 
@@ -161,13 +165,25 @@ def compress(
         raise InputError("--strict and --criterion are of a warm-up that prunes, which this recipe does not have")
     if auxiliary_weights is not None and auxiliary == "none":
         raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
+    loggers = parse_loggers(logger or [])
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
     if compiled:
         check_compilation(place)
     for model, weights in ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights)):
         check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
-        out, locate_data(data), epochs, seed, place, overwrite, resume, checkpoint_every, precision, compiled
+        out,
+        locate_data(data),
+        epochs,
+        seed,
+        place,
+        overwrite,
+        resume,
+        checkpoint_every,
+        precision,
+        compiled,
+        loggers=loggers,
+        retrieval=measure_map_at_r,
     )
     choice = on_first(
         lambda: choose_student(student, student_weights, target_latency, target_size, from_scratch, run_settings)

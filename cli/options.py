@@ -67,6 +67,10 @@ ResumeOption = Annotated[
 CheckpointOption = Annotated[
     float, typer.Option("--checkpoint-every", min=0, help="Seconds between checkpoints within an epoch.")
 ]
+LoggerOption = Annotated[
+    list[str] | None,
+    typer.Option("--logger", metavar="NAME", help="Log each epoch to tensorboard, wandb or mlflow too; repeatable."),
+]
 DataRootOption = Annotated[
     Path | None,
     typer.Option("--data-root", help="Where the data sets that have a name lie.", show_default="~/.cache/indistill"),

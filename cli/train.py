@@ -16,6 +16,7 @@ from indistill.cli.options import (
     DownloadOption,
     EpochsOption,
     ImageSizeOption,
+    LoggerOption,
     LrOption,
     OutOption,
     OverwriteOption,
@@ -46,6 +47,7 @@ def train(
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     checkpoint_every: CheckpointOption = 60,
+    logger: LoggerOption = None,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
 ) -> None:
@@ -57,20 +59,34 @@ def train(
     from indistill.cli.output import print_run
     from indistill.data.sets import locate_data, open_images, require_labels
     from indistill.devices import check_compilation, start_processes
+    from indistill.loggers import parse_loggers
     from indistill.models.loading import check_trainable, load_network
     from indistill.processes import go_first, on_first
     from indistill.resume import check_output
+    from indistill.retrieval.evaluate import measure_map_at_r
     from indistill.settings import RunSettings
     from indistill.supervise import run_supervised
 
     place = start_processes(device, devices, main)
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
+    loggers = parse_loggers(logger or [])
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
     if compiled:
         check_compilation(place)
     check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
-        out, locate_data(data), epochs, seed, place, overwrite, resume, checkpoint_every, precision, compiled
+        out,
+        locate_data(data),
+        epochs,
+        seed,
+        place,
+        overwrite,
+        resume,
+        checkpoint_every,
+        precision,
+        compiled,
+        loggers=loggers,
+        retrieval=measure_map_at_r,
     )
     with go_first():
         images = open_images(data, root=data_root, download=download)

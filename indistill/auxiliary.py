@@ -32,6 +32,7 @@ from indistill.progress import make_console
 from indistill.resume import open_run
 from indistill.runs import AUXILIARY_FOLDER, WEIGHTS_NAMES, describe_environment, is_run
 from indistill.settings import RunSettings, describe_start
+from indistill.validation import describe_held_out
 
 FAR_APART = (
     100  # times the student's parameters: the paper's pair is 742 times apart, its auxiliary and student 4 times
@@ -107,6 +108,7 @@ def run_chain(
     terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
     rows = tuple(replace(row, energy=None) for row in pairing.alignments)  # measured before the auxiliary was trained
     config = describe_compression(replace(pairing, teacher=teacher, alignments=rows), recipe, settings, phases)
+    config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
     config["auxiliary"] = auxiliary.describe() | {
         "start": describe_start(auxiliary),
         "parameters": auxiliary.count_parameters(),

@@ -5,6 +5,7 @@ file's SHA-256, by which a damaged file is known. Tensors and plain values only,
 """
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Snapshot:
         total: sum of the epoch's losses so far.
         seconds: time that the epoch has taken so far.
         records: figures of all epochs done.
+        validation: the best epoch so far, its figure and weights; empty where nothing is held out.
         threads: PyTorch's number of threads.
         precision: the factor by which gradients of 16 bits are scaled, and how it changes; empty for others.
     """
@@ -60,6 +62,7 @@ class Snapshot:
     total: Tensor
     seconds: float
     records: list[dict[str, float | int | str]]
+    validation: dict[str, Any]
     threads: int
     precision: dict[str, float | int]
 
@@ -145,6 +148,11 @@ def get_random_states(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def keep_random_states(device: torch.device) -> AbstractContextManager[None]:
+    """Returns a context after which torch's global generators are as they were before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:

@@ -7,26 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indistill.checkpoint import Checkpoints
 from indistill.config import Recipe
 from indistill.curriculum import Phase, arrange_warm_up, build_curriculum, build_warm_up, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.devices import compile_network, explain_compiler, make_precision
 from indistill.distill import Distillation, build_step, build_terms, check_distillation
 from indistill.joint import JointStep
-from indistill.models.weights import save_weights
-from indistill.monitor import SilentMonitor, TrainingMonitor
 from indistill.pairing import Pairing, choose_channels, draw_images
-from indistill.plan import print_pairing, print_schedule
-from indistill.processes import is_first, on_first
-from indistill.report import write_training_report
+from indistill.plan import print_pairing
+from indistill.processes import go_first, on_first, on_one_machine
 from indistill.resume import open_run
-from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
-from indistill.safety import explain_interruption
+from indistill.running import train_run
+from indistill.runs import CHECKPOINT_FOLDER, describe_environment
 from indistill.settings import RunSettings, describe_run
+from indistill.split import Split, has_classes, split_images
+from indistill.teacher_cache import store_teacher
 from indistill.terms import Term
-from indistill.training import Monitor, Step, train
+from indistill.training import Step
+from indistill.validation import Validation, build_label_figure, build_neighbour_figure, describe_held_out
 
 
 def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, ...]:
@@ -65,7 +63,7 @@ def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Re
         StageError: a pair cannot be trained.
     """
     with torch.random.fork_rng([settings.device] if settings.device.type == "cuda" else []):
-        Batches(pixels, recipe.preprocessing, **recipe.batching, seed=0, device=settings.device)
+        make_batches(pixels, recipe, settings)
         distillation = build_distillation(pairing, recipe, settings)
         build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
 
@@ -84,6 +82,7 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
     distillation = build_distillation(pairing, recipe, settings)
     terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
     config = describe_compression(pairing, recipe, settings, phases)
+    config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
     if on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
         print_pairing(pairing)
         distil(distillation, terms, phases, pixels, recipe, settings, config)
@@ -141,15 +140,24 @@ def distil(
 ) -> None:
     """Trains the student in an open run folder, from its checkpoint if there is one, and writes weights and report."""
     example, batch_statistics = make_example(recipe, settings), recipe.targets.statistics == "batch"
-    batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=settings.device)
+    batches, split = make_batches(pixels, recipe, settings)
+    if recipe.stores_teacher and on_one_machine():
+        taught = next(term for term in terms if term.teacher is not None)
+        folder = settings.out / CHECKPOINT_FOLDER
+        with go_first():
+            stored = store_teacher(distillation.teacher, taught, batches, folder, pixels.fingerprint)
+        distillation = replace(distillation, stored=stored)
+    validation = None
+    if split is not None:
+        if has_classes(pixels.classes):
+            figure = build_label_figure(pixels, split, settings.retrieval)
+        else:
+            teacher, node = distillation.teacher, distillation.teacher_embedding
+            figure = build_neighbour_figure(split, batches, teacher, node)
+        options = recipe.validation.options
+        validation = Validation(distillation.student, distillation.student_embedding, figure, batches, options)
 
     def build(phase: Phase) -> Step:
-        step = build_uncompiled(phase)
-        if settings.compiled:
-            compile_network(step.network)
-        return step
-
-    def build_uncompiled(phase: Phase) -> Step:
         if phase.objective == "joint":
             stages = [replace(phase, objective="stage", stage=i + 1) for i in range(len(distillation.pairs))]
             return JointStep(
@@ -158,35 +166,32 @@ def distil(
         before = sum(p.epochs for p in phases[: phases.index(phase)] if p.objective == phase.objective)
         return build_step(distillation, terms, phase, example, batch_statistics=batch_statistics, first_epoch=before)
 
-    checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
-    precision = make_precision(settings.precision, settings.device)
+    optimisation, ahead = recipe.optimisation, recipe.targets.ahead
+    student = distillation.student
+    train_run(
+        student, phases, batches, build, settings, config, options=optimisation, ahead=ahead, validation=validation
+    )
 
-    def run(monitor: Monitor) -> None:
-        options, ahead = recipe.optimisation, recipe.targets.ahead
-        with explain_compiler(compiled=settings.compiled):
-            train(
-                distillation.student,
-                phases,
-                batches,
-                build,
-                monitor,
-                options,
-                ahead=ahead,
-                checkpoints=checkpoints,
-                precision=precision,
-            )
 
-    if not is_first():
-        run(SilentMonitor())
-        return
-    print_schedule(phases)
-    with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        run(monitor)
-        write_training_report(settings.out / "report.html", config, monitor.records)
-        save_weights(
-            distillation.student, settings.out / WEIGHTS_NAMES["compress"]
-        )  # last: the run is complete with it
-    remove_checkpoints(settings.out)
+def make_batches(
+    pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings
+) -> tuple[Batches, Split | None]:
+    """Returns the batches of the images that are trained on, and which are held out, if any.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    split = split_images(pixels, recipe.validation.share, settings.seed)
+    positions = None if split is None else split.training
+    batches = Batches(
+        pixels,
+        recipe.preprocessing,
+        **recipe.batching,
+        seed=settings.seed,
+        device=settings.device,
+        positions=positions,
+    )
+    return batches, split
 
 
 def make_example(recipe: Recipe, settings: RunSettings) -> Tensor:

@@ -16,6 +16,7 @@ from indistill.errors import ConfigError, suggest_nearest
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
 from indistill.schedule import Optimisation, Restart, Schedule
+from indistill.split import ValidationOptions
 
 Triple = tuple[float, float, float]
 
@@ -130,6 +131,21 @@ class TargetsSection(Section):
     statistics: Literal["kept", "batch"] = "kept"
     alignment: Literal["prune", "regressor"] = "prune"
     ahead: bool = False  # made by a thread while the student trains: for students too small to use all cores
+    cache: Literal["auto", "never"] = "auto"  # the teacher is run once where no image varies; see docs/training.md
+
+
+class ValidationSection(Section):
+    """Images held out of the training, by which its best weights are found; see docs/training.md."""
+
+    share: float = Field(0.0, ge=0, le=0.5)  # of the training images; 0 for none
+    every: int = Field(1, ge=1)  # epochs between measurements
+    patience: int = Field(0, ge=0)  # epochs without a better figure after which the training ends; 0 for never
+    keep_best: bool = True  # whether the weights in the end are those of the best epoch, not of the last
+
+    @property
+    def options(self) -> ValidationOptions:
+        """The section as plain data."""
+        return ValidationOptions(**self.model_dump())
 
 
 class Recipe(Section):
@@ -141,6 +157,7 @@ class Recipe(Section):
     supervised: SupervisedSection = SupervisedSection()
     loss: LossSection = LossSection()
     targets: TargetsSection = TargetsSection()
+    validation: ValidationSection = ValidationSection()
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -151,6 +168,14 @@ class Recipe(Section):
     def reads_stages(self) -> bool:
         """Whether teacher and student are compared by stages at all: in the warm-up, or by the loss."""
         return self.curriculum.has_stages or self.loss.name == "pkth"
+
+    @property
+    def stores_teacher(self) -> bool:
+        """Whether the embedding's loss reads of the teacher what may be computed once: no image varies, nor is a map
+        of a stage read.
+        """
+        varies = self.data.flip or self.data.crop_padding > 0
+        return self.targets.cache == "auto" and not varies and self.loss.name != "pkth"
 
     @property
     def prunes(self) -> bool:

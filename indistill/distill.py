@@ -28,6 +28,7 @@ from indistill.stages import (
     use_batch_statistics,
 )
 from indistill.taps import Taps
+from indistill.teacher_cache import StoredTeacher
 from indistill.terms import Reading, Term, find_logits, measure_width
 from indistill.training import Step
 
@@ -46,6 +47,7 @@ class Distillation:
         pairs: the stages, from the input to the output.
         alignment: how the student's stages meet wider ones of the teacher in the warm-up: `prune` keeps the teacher's
             most important channels, `regressor` learns a linear map to all of them, as FitNets does.
+        stored: what the embedding's loss reads of the teacher, where it was computed before.
     """
 
     teacher: nn.Module
@@ -54,6 +56,7 @@ class Distillation:
     student_embedding: str
     pairs: tuple[StagePair, ...]
     alignment: Alignment = "prune"
+    stored: StoredTeacher | None = None
 
 
 class StageStep:
@@ -119,7 +122,7 @@ class EmbeddingStep:
 
     def __init__(self, distillation: Distillation, terms: tuple[Term, ...], *, first_epoch: int = 0) -> None:
         taught = [term.teacher for term in terms if term.teacher is not None]
-        self.teacher = freeze(Taps(distillation.teacher, taught))
+        self.teacher = distillation.stored or freeze(Taps(distillation.teacher, taught))
         self.network = Taps(distillation.student, [term.student for term in terms])
         self.learnt = nn.ModuleList(term.loss for term in terms if isinstance(term.loss, nn.Module))
         self.terms, self.first_epoch, self.epoch = terms, first_epoch, first_epoch

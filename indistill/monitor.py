@@ -10,9 +10,11 @@ from torch import Tensor
 
 from indistill.curriculum import Phase, count_epochs
 from indistill.errors import InputError
+from indistill.loggers import Loggers
 from indistill.progress import make_console
 from indistill.runs import write_text
 from indistill.training import Record
+from indistill.validation import FIGURES
 
 REFRESH_S = 0.2
 
@@ -39,10 +41,12 @@ class TrainingMonitor:
         phases: the schedule.
         steps: batches in an epoch.
         log: the file that records are appended to, emptied first.
+        loggers: where they go besides.
     """
 
-    def __init__(self, phases: tuple[Phase, ...], steps: int, log: Path) -> None:
+    def __init__(self, phases: tuple[Phase, ...], steps: int, log: Path, loggers: Loggers | None = None) -> None:
         self.records: list[Record] = []
+        self._loggers = loggers or Loggers()
         self._log, self._console = log, make_console()
         write_text(log, "")
         self._epochs = count_epochs(phases)
@@ -71,6 +75,8 @@ class TrainingMonitor:
         """Begins with the epochs that an earlier process has done; metrics.jsonl holds these and no others."""
         self.records, self._done = list(records), batches
         write_text(self._log, "".join(json.dumps(record) + "\n" for record in records))
+        for record in records:
+            self._loggers.log(record)
         self._bar.update(self._task, completed=batches)
         self._console.print(f"going on after {len(records)} of {self._epochs} epochs and {batches} batches in all")
 
@@ -101,9 +107,11 @@ class TrainingMonitor:
             raise InputError(
                 f"{self._log} cannot be written: {error.strerror}; make room, and go on with --resume"
             ) from error
+        self._loggers.log(record)
         if not self._console.is_terminal:
+            measured = "".join(f"  {name} {record[name]:.4f}" for name in FIGURES if name in record)
             self._console.print(
                 f"epoch {record['epoch']}/{self._epochs}  {record['phase']}  loss {record['loss']:.4g}  "
-                f"{record['images_per_s']:,.0f} images/s",
+                f"{record['images_per_s']:,.0f} images/s{measured}",
                 markup=False,
             )

@@ -45,6 +45,11 @@ def is_first() -> bool:
     return get_rank() == 0
 
 
+def on_one_machine() -> bool:
+    """Returns whether all processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count_processes())) >= count_processes()
+
+
 def divide(images: int) -> tuple[int, ...]:
     """Returns how many of a batch's images each process has: numbers that differ by one at most."""
     count = count_processes()

@@ -69,6 +69,9 @@ def write_training_report(
             facts += [("auxiliary", f"{auxiliary['spec']}, {auxiliary['parameters']:,} parameters, in auxiliary/")]
         facts += [("stage pairs", ", ".join(config["pairs"]) or "none: no warm-up")]
     facts += [("data", config["data"]), ("seed", str(config["seed"])), ("device", config["device"])]
+    held_out = config.get("held_out")
+    if held_out is not None:
+        facts += [("held out", f"{held_out['images']:,} images, {held_out['trained_on']:,} trained on")]
     schedule = [
         (phase["name"], str(phase["epochs"]), f"{phase['lr']:g}", f"{_last_loss(records, phase['name']):.5g}")
         for phase in config["schedule"]
@@ -79,6 +82,7 @@ def write_training_report(
         ReportSection(
             "Training", note="Mean loss of each epoch; each phase has a loss of its own.", figure=draw_curves(records)
         ),
+        *([] if held_out is None else [show_held_out(config, records)]),
         *more,
     ]
     write_text(path, render_report(f"{config['command']}: {network}", sections))
@@ -104,6 +108,31 @@ def draw_curves(records: Sequence["Record"]) -> str:
     axes.set(xlabel="epoch", ylabel="loss", yscale="log")
     axes.legend(fontsize="small")
     return save_svg(figure)
+
+
+def show_held_out(config: Mapping[str, Any], records: Sequence["Record"]) -> ReportSection:
+    """Returns the section of the figure that was measured on held-out images."""
+    held_out, options = config["held_out"], config["recipe"]["validation"]
+    name = held_out["figure"]
+    points = [(int(record["epoch"]), float(record[name])) for record in records if name in record]
+    if not points:
+        return ReportSection("Held-out images", note="No epoch was measured.")
+    best, value = max(points, key=lambda point: (point[1], -point[0]))
+    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    _shade_phases(axes, records)
+    axes.plot(*zip(*points, strict=True), marker=".", color="C0")
+    axes.axvline(best, color="C1", linestyle="--", label=f"best: epoch {best}, {value:.4f}")
+    axes.set(xlabel="epoch", ylabel=name)
+    axes.legend(fontsize="small")
+    kept = f"those of epoch {best}" if options["keep_best"] else f"those of the last epoch, {records[-1]['epoch']}"
+    searched = (
+        f"looked for in {held_out['gallery']:,} of the training images"
+        if held_out["gallery"]
+        else "compared with the teacher's nearest images among them"
+    )
+    note = f"{name} of {held_out['images']:,} held-out images, {searched}. The run's weights are {kept}."
+    return ReportSection("Held-out images", note=note, figure=save_svg(figure))
 
 
 def _shade_phases(axes: Axes, records: Sequence["Record"]) -> None:

@@ -7,6 +7,8 @@ student.safetensors (or model.safetensors, of `train`) the weights; there when t
 report.html         curves and figures
 closeness.json      how close a student is to its teacher, of `compress` and `report`
 evaluation-*.json   metrics that `compare` keeps
+tensorboard/        event files, of --logger tensorboard; wandb/ of --logger wandb
+loggers.json        where W&B and MLflow log
 checkpoint/         the state of a training that is not complete
 auxiliary/          the run of an auxiliary teacher, where there is one
 """
@@ -36,9 +38,11 @@ RUN_FILES = (
     "metrics.jsonl",
     "report.html",
     "closeness.json",
+    "loggers.json",
     *(name for weights in WEIGHTS_NAMES.values() for name in (weights, weights.replace("safetensors", "onnx"))),
 )
 BEFORE_CONFIG = {"environment.json", "environment.json.partial", "config.yaml.partial"}  # of a start that was cut off
+LOGGER_FOLDERS = ("tensorboard", "wandb")
 CHECKPOINT_FOLDER, AUXILIARY_FOLDER = "checkpoint", "auxiliary"
 PACKAGES = ("indistill", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime", "faiss-cpu", "pillow")
 
@@ -211,6 +215,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _remove_run_files(folder: Path, names: Iterable[str]) -> None:
     remove_checkpoints(folder)
+    for name in LOGGER_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
     for path in (*(folder / name for name in names), *folder.glob("evaluation-*.json")):
         path.unlink(missing_ok=True)
 

@@ -10,10 +10,12 @@ from indistill import __version__
 from indistill.config import Recipe
 from indistill.curriculum import Phase
 from indistill.errors import InputError
+from indistill.loggers import LoggerName
 from indistill.models.loading import Network
 from indistill.precision import PrecisionName
 from indistill.processes import count_processes
 from indistill.runs import Command
+from indistill.validation import Retrieval
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class RunSettings:
         checkpoint_every_s: seconds between checkpoints within an epoch.
         precision: of the networks; see `indistill.devices.make_precision`.
         compiled: whether the student's networks run as compiled code.
+        loggers: where the records of the epochs go beside metrics.jsonl.
+        retrieval: measures how held-out images with classes are found, where some are held out.
     """
 
     out: Path
@@ -43,6 +47,8 @@ class RunSettings:
     checkpoint_every_s: float = 60.0
     precision: PrecisionName = "32"
     compiled: bool = False
+    loggers: tuple[LoggerName, ...] = ()
+    retrieval: Retrieval | None = None
 
 
 def choose_device(name: str) -> torch.device:

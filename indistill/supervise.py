@@ -6,24 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indistill.checkpoint import Checkpoints
 from indistill.config import Recipe
 from indistill.curriculum import Phase, build_supervised, scale_epochs
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.devices import compile_network, explain_compiler, make_precision
 from indistill.errors import ModelError, describe_error
 from indistill.models.loading import Network
-from indistill.models.weights import save_weights
-from indistill.monitor import SilentMonitor, TrainingMonitor
-from indistill.plan import print_schedule
-from indistill.processes import is_first, on_first, weigh_share
-from indistill.report import write_training_report
+from indistill.processes import on_first, weigh_share
 from indistill.resume import open_run
-from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, describe_environment, remove_checkpoints
-from indistill.safety import explain_interruption
+from indistill.running import train_run
+from indistill.runs import describe_environment
 from indistill.settings import RunSettings, describe_run
-from indistill.training import Monitor, Step, train
+from indistill.split import split_images
+from indistill.training import Step
+from indistill.validation import Validation, build_label_figure, describe_held_out
 
 
 class ClassStep:
@@ -50,6 +46,7 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     The schedule is the recipe's: its epochs at `lr`, then its final epochs at `final_lr`.
 
     Raises:
+        DataError: there are too few images to hold some out.
         ExistsError: the folder exists.
         InputError: there is no such run to resume.
         ModelError: the network does not give one logit for each class.
@@ -60,34 +57,31 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     )
     if settings.epochs is not None:
         phases = scale_epochs(phases, settings.epochs)
-    batches = Batches(pixels, recipe.preprocessing, **recipe.batching, seed=settings.seed, device=settings.device)
+    split = split_images(pixels, recipe.validation.share, settings.seed)
+    batches = Batches(
+        pixels,
+        recipe.preprocessing,
+        **recipe.batching,
+        seed=settings.seed,
+        device=settings.device,
+        positions=None if split is None else split.training,
+    )
     module = network.module.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_logits(network, module, next(batches.draw_epoch())[0], len(pixels.classes))
     config = describe_run("train", network, recipe, settings, phases)
+    config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
     if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
         return settings.out
-    checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
-    precision, options = make_precision(settings.precision, settings.device), recipe.supervised_optimisation
+    validation = None
+    if split is not None:
+        figure = build_label_figure(pixels, split, settings.retrieval)
+        validation = Validation(module, network.embedding, figure, batches, recipe.validation.options)
+    options = recipe.supervised_optimisation
 
     def build(_phase: Phase) -> Step:
-        step = ClassStep(module)
-        if settings.compiled:
-            compile_network(step.network)
-        return step
+        return ClassStep(module)
 
-    def run(monitor: Monitor) -> None:
-        with explain_compiler(compiled=settings.compiled):
-            train(module, phases, batches, build, monitor, options, checkpoints=checkpoints, precision=precision)
-
-    if not is_first():
-        run(SilentMonitor())
-        return settings.out
-    print_schedule(phases)
-    with explain_interruption(), TrainingMonitor(phases, len(batches), settings.out / "metrics.jsonl") as monitor:
-        run(monitor)
-        write_training_report(settings.out / "report.html", config, monitor.records)
-        save_weights(module, settings.out / WEIGHTS_NAMES["train"])  # last: with it the run is complete
-    remove_checkpoints(settings.out)
+    train_run(module, phases, batches, build, settings, config, options=options, validation=validation)
     return settings.out
 
 

@@ -29,6 +29,7 @@ from indistill.processes import average, copy_from_first, count_processes, is_fi
 from indistill.progress import make_console
 from indistill.safety import LossWatch, describe_batch, explain_failure
 from indistill.schedule import Optimisation, compute_rate_factor
+from indistill.validation import Validation
 
 Record = dict[str, float | int | str]
 Target = Any  # a tensor, or a tuple of them: what `prepare` gives and `__call__` takes is the step's own affair
@@ -78,6 +79,7 @@ def train(
     ahead: bool = False,
     checkpoints: Checkpoints | None = None,
     precision: Precision = Precision(),  # noqa: B008 - without state
+    validation: Validation | None = None,
 ) -> None:
     """Trains a network in place through all phases.
 
@@ -95,6 +97,8 @@ def train(
             the training then ends with the weights that it would have had without a break, bit by bit. Of several
             processes the first one reads and writes.
         precision: what runs the networks, by `make_precision`.
+        validation: measures held-out images after epochs, may end the training early, and gives the student its best
+            weights in the end. Of several processes the first one measures.
 
     Raises:
         TrainingError: a loss is not finite, or the memory is not enough.
@@ -105,11 +109,12 @@ def train(
     saved = on_first(lambda: checkpoints.read() if checkpoints else None)
     training = _Training(student, phases, batches, options, checkpoints if is_first() else None, precision)
     ahead = ahead and count_processes() == 1
+    training.validation = validation
     if saved is not None:
         training.phase = saved.phase
         monitor.resume(saved.records, training.count_batches(saved))
     with explain_failure(batches.batch_size):
-        while training.phase < len(phases):
+        while training.phase < len(training.durations):
             step = build_step(phases[training.phase])
             training.begin_phase(step)
             if saved is not None:
@@ -120,6 +125,9 @@ def train(
             training.phase, training.epoch = training.phase + 1, 0
     if training.averaged is not None:
         copy_tensors(student, list_tensors(training.averaged.module))
+    if validation is not None:
+        on_first(lambda: validation.finish(student, len(training.records)))
+        copy_from_first(student)
 
 
 class _Training:
@@ -146,6 +154,7 @@ class _Training:
         self.averaged = average_weights(student, options.ema)
         self.checkpoints, self.watch = checkpoints, LossWatch(self.device)
         self.precision = precision
+        self.validation: Validation | None = None
         self.threads = torch.get_num_threads()  # before `run_ahead` shares them out
 
     def begin_phase(self, step: Step) -> None:
@@ -202,6 +211,7 @@ class _Training:
             "seconds": round(seconds, 3),
             "images_per_s": round(batches.count / seconds, 1),
         }
+        self._validate(record)
         self._end_epoch(record)
         monitor.report_epoch(record)
 
@@ -225,6 +235,8 @@ class _Training:
         copy_tensors(self.learnt, saved.learnt)
         if self.averaged is not None:
             copy_tensors(self.averaged, saved.averaged)
+        if self.validation is not None:
+            self.validation.restore(saved.validation)
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(name not in saved.frozen)
         self._make_optimiser(None)
@@ -252,10 +264,17 @@ class _Training:
         losses = [float(record["loss"]) for record in self.records[-self.epoch :]]
         if has_stalled(losses, self.phases[self.phase].tolerance):
             self.durations = end_phase(self.phases, self.durations, self.phase, self.epoch)
-        if self.checkpoints and (
-            self.checkpoints.is_due(epoch_ends=True) or len(self.records) == count_epochs(self.phases)
-        ):
+        validation = self.validation
+        if validation is not None and on_first(lambda: validation.has_run_out(len(self.records))):
+            self.durations = [*self.durations[: self.phase], self.epoch]
+        if self.checkpoints and (self.checkpoints.is_due(epoch_ends=True) or len(self.records) == sum(self.durations)):
             self.checkpoints.write(self._capture(), len(self.records) * len(self.batches))
+
+    def _validate(self, record: Record) -> None:
+        phase, epoch, validation = self.phases[self.phase], len(self.records) + 1, self.validation
+        if validation is not None and validation.is_due(phase, epoch, last=epoch == count_epochs(self.phases)):
+            trained = self.student if self.averaged is None else self.averaged.module
+            record |= on_first(lambda: validation.measure(trained, epoch))
 
     def _capture(self) -> Snapshot:
         # The order is that of the epoch's beginning: what a thread has made ahead is not trained on yet.
@@ -274,6 +293,7 @@ class _Training:
             total=self.total,
             seconds=self.seconds,
             records=self.records,
+            validation={} if self.validation is None else self.validation.capture(),
             threads=self.threads,
             precision=self.precision.state_dict(),
         )

@@ -51,5 +51,10 @@ def evaluate_retrieval(
     }
 
 
+def measure_map_at_r(gallery: Vectors, gallery_labels: Labels, queries: Vectors, query_labels: Labels) -> float:
+    """Returns `map@r` by cosine alone, as a training measures its held-out images; see `evaluate_vectors`."""
+    return evaluate_vectors(gallery, gallery_labels, queries, query_labels, "cosine", ks=()).metrics["map@r"]
+
+
 def _number(labels: Sequence[str | None], classes: dict[str, int]) -> Labels:
     return np.array([-1 if label is None else classes.get(label, -1) for label in labels], dtype=np.int64)

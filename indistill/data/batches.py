@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,6 +54,7 @@ class Batches:
         crop_padding: pixels on each side; 0 for no cropping.
         seed: of the order and the augmentation.
         device: where the batches are made, and the pixels lie if they are in memory.
+        positions: (N,) of the images that are trained on; all where it is not given.
 
     Raises:
         DataError: there are fewer than two images.
@@ -69,16 +71,19 @@ class Batches:
         crop_padding: int,
         seed: int,
         device: torch.device,
+        positions: NDArray[np.int64] | None = None,
     ) -> None:
-        if len(pixels) < 2:
-            raise DataError(f"data '{pixels.name}': training needs two images at least, {len(pixels)} can be read")
-        if min(batch_size, len(pixels)) < count_processes():
+        self.positions = torch.arange(len(pixels)) if positions is None else torch.from_numpy(positions)
+        self.chosen = self.positions[:0]
+        self.batch_size, self.flip = batch_size, flip
+        self.count, self.offsets = len(self.positions), 2 * crop_padding + 1
+        if self.count < 2:
+            raise DataError(f"data '{pixels.name}': training needs two images at least, {self.count} can be read")
+        if min(batch_size, self.count) < count_processes():
             raise InputError(
                 f"{count_processes()} processes need an image of each batch, and --batch-size is {batch_size} of "
-                f"{len(pixels)} images: give fewer processes, or larger batches"
+                f"{self.count} images: give fewer processes, or larger batches"
             )
-        self.batch_size, self.flip = batch_size, flip
-        self.count, self.offsets = len(pixels), 2 * crop_padding + 1
         self.generator = torch.Generator().manual_seed(seed)
         self.labels = torch.from_numpy(pixels.labels).to(device)
         self.crops: MemoryCrops | StreamedCrops
@@ -100,7 +105,8 @@ class Batches:
     def draw_epoch(self, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields images (B, 3, S, S) float32, channels last in memory, and labels (B,): this process's share.
 
-        `generator` stands after each batch where that batch left it, though later ones may be drawn already.
+        `generator` stands after each batch where that batch left it, though later ones may be drawn already, and
+        `chosen` (B,) are the positions of its images.
 
         Args:
             start_batch: this many batches are drawn and passed over without being read, so that those that follow are
@@ -110,13 +116,29 @@ class Batches:
         draws = itertools.islice(self._draw_batches(ahead), start_batch, None)
         for draw, images in self.crops.read(draws):
             self.generator.set_state(draw.state)
+            self.chosen = draw.chosen
             yield self._make_batch(draw, images)
         self.generator.set_state(ahead.get_state())
+
+    def read_plain(self, positions: Tensor) -> Iterator[Tensor]:
+        """Yields images (B, 3, S, S) as `draw_epoch` does, those of some positions, in their order and as they are:
+        nothing is drawn.
+        """
+        padding = self.offsets // 2
+
+        def list_draws() -> Iterator[Draw]:
+            for start in range(0, len(positions), self.batch_size):
+                chosen = positions[start : start + self.batch_size]
+                middle = torch.full_like(chosen, padding)
+                yield Draw(chosen, middle, middle, torch.zeros(len(chosen), dtype=torch.bool), torch.empty(0))
+
+        for draw, images in self.crops.read(list_draws()):
+            yield self._make_batch(draw, images)[0]
 
     def _draw_batches(self, generator: torch.Generator) -> Iterator[Draw]:
         order = torch.randperm(self.count, generator=generator)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+            chosen = self.positions[order[start : start + self.batch_size]]
             row, column = torch.randint(self.offsets, (2, len(chosen)), generator=generator)
             flipped = torch.rand(len(chosen), generator=generator) < 0.5
             own = find_share(len(chosen))

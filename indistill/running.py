@@ -1,0 +1,100 @@
+"""A training in its run folder: what `train` and `compress` have in common once it is decided what is trained."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from indistill.checkpoint import Checkpoints
+from indistill.curriculum import Phase
+from indistill.data.batches import Batches
+from indistill.devices import compile_network, explain_compiler, make_precision
+from indistill.loggers import open_loggers
+from indistill.models.weights import save_weights
+from indistill.monitor import SilentMonitor, TrainingMonitor
+from indistill.plan import print_schedule
+from indistill.processes import is_first
+from indistill.report import write_training_report
+from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, remove_checkpoints
+from indistill.safety import explain_interruption
+from indistill.schedule import Optimisation
+from indistill.settings import RunSettings
+from indistill.training import Step, train
+from indistill.validation import Validation
+
+
+def train_run(
+    network: nn.Module,
+    phases: tuple[Phase, ...],
+    batches: Batches,
+    build_step: Callable[[Phase], Step],
+    settings: RunSettings,
+    config: dict[str, Any],
+    *,
+    options: Optimisation,
+    ahead: bool = False,
+    validation: Validation | None = None,
+) -> None:
+    """Trains a network in an open run folder, from its checkpoint if there is one, and writes weights and report. Of
+    several processes the first one writes.
+
+    Args:
+        network: is trained.
+        phases: the schedule.
+        batches: the training images.
+        build_step: gives the loss of a phase.
+        settings: of the run.
+        config: the contents of its config.yaml.
+        options: how Adam is run.
+        ahead: see `indistill.training.train`.
+        validation: measures held-out images, where there are some.
+
+    Raises:
+        InputError: torch.compile or a logger fails, or the folder cannot be written to.
+        TrainingError: the loss is not finite, or the memory is not enough.
+    """
+    checkpoints = Checkpoints(settings.out / CHECKPOINT_FOLDER, settings.checkpoint_every_s)
+    precision = make_precision(settings.precision, settings.device)
+
+    def build(phase: Phase) -> Step:
+        step = build_step(phase)
+        if settings.compiled:
+            compile_network(step.network)
+        return step
+
+    with _watch(phases, len(batches), settings, config) as monitor:
+        with explain_compiler(compiled=settings.compiled):
+            train(
+                network,
+                phases,
+                batches,
+                build,
+                monitor,
+                options,
+                ahead=ahead,
+                checkpoints=checkpoints,
+                precision=precision,
+                validation=validation,
+            )
+        if isinstance(monitor, TrainingMonitor):
+            write_training_report(settings.out / "report.html", config, monitor.records)
+            save_weights(network, settings.out / WEIGHTS_NAMES[config["command"]])  # last: the run is complete with it
+    if is_first():
+        remove_checkpoints(settings.out)
+
+
+@contextmanager
+def _watch(
+    phases: tuple[Phase, ...], steps: int, settings: RunSettings, config: dict[str, Any]
+) -> Iterator[TrainingMonitor | SilentMonitor]:
+    if not is_first():
+        yield SilentMonitor()
+        return
+    print_schedule(phases)
+    with (
+        explain_interruption(),
+        open_loggers(settings.loggers, settings.out, config) as loggers,
+        TrainingMonitor(phases, steps, settings.out / "metrics.jsonl", loggers) as monitor,
+    ):
+        yield monitor
