@@ -3,11 +3,11 @@
     python -m benchmarks.ablation --data FOLDER --teacher-weights FILE --out FOLDER [--groups NAME ...] [--seeds 1 2 3]
         [--epochs 14]
 
-Every row changes the recipe `paper` by the options that it shows, and no more. FOLDER of --data holds `train` and
-`test`; for choosing a recipe that is a split of the training images by `benchmarks.hold_out`. The schedule is a fifth
-of the recipe's 70 epochs unless --epochs says otherwise. What is in --out already is not done again. Prints `map` by
-the cosine in percent as Markdown, mean and standard deviation over the seeds, and the difference to the recipe seed by
-seed.
+Every row changes the recipe `paper` by the options that it shows, and no more; those of the search change `cifar10`.
+FOLDER of --data holds `train` and `test`; for choosing a recipe that is a split of the training images by
+`benchmarks.hold_out`. The schedule is a fifth of the 70 epochs unless --epochs says otherwise. What is in --out
+already is not done again. Prints `map` by the cosine in percent as Markdown, mean and standard deviation over the
+seeds, and the difference to `paper` seed by seed.
 """
 
 import argparse
@@ -17,12 +17,13 @@ from pathlib import Path
 
 from benchmarks.cifar10 import PAPER, make_run, read_figures
 
-RECIPE = "paper"
+RECIPE, OURS = "paper", "--recipe cifar10"
+COSINE = "--set optimiser.schedule=cosine --set optimiser.restart=phase --set optimiser.final_lr"
 LOSSES = ("pkt", "pkt-eccv", "kd", "dkd", "hint", "rkd", "sp", "contrastive", "regression", "pkth")
 GROUPS: dict[str, dict[str, str | None]] = {
     "reference": {
         RECIPE: "",
-        "the recipe cifar10": "--recipe cifar10",
+        "the recipe cifar10": OURS,
         "labels alone": None,
         "as published": "--faithful",
     },
@@ -30,6 +31,27 @@ GROUPS: dict[str, dict[str, str | None]] = {
     "each loss after the warm-up": {loss: f"--loss {loss}" for loss in LOSSES if loss != "pkt"},
     "alignment": {"a learnt regressor in place of pruning": "--set targets.alignment=regressor"},
     "criterion": {name: f"--criterion {name}" for name in ("l2", "fpgm", "bn-scale", "taylor", "activation", "random")},
+    "search": {
+        "the recipe": OURS,
+        "PKT, 0.002": f"{OURS} --loss pkt --lr 0.002",
+        "PKT": f"{OURS} --loss pkt",
+        "PKT, 0.016": f"{OURS} --loss pkt --lr 0.016",
+        "PKT, kept statistics": f"{OURS} --loss pkt --set targets.statistics=kept",
+        "PKT, batches of 64": f"{OURS} --loss pkt --batch-size 64",
+        "PKT, crops of 1 pixel": f"{OURS} --loss pkt --set data.crop_padding=1",
+        "PKT before the ReLU": f"{OURS} --loss pkt --student paper:cnn-s?embedding=fc1",
+        "PKT, cosine from 0.004": f"{OURS} --loss pkt {COSINE}=0.004 --lr 0.004",
+        "PKT, cosine from 0.01": f"{OURS} --loss pkt {COSINE}=0.01 --lr 0.01",
+        "PKT and labels": f"{OURS} --loss pkt --set loss.supervised=supcon",
+        "regression": f"{OURS} --loss regression",
+        "sp": f"{OURS} --loss sp",
+        "temperature 0.05": f"{OURS} --set loss.temperature=0.05",
+        "temperature 0.2": f"{OURS} --set loss.temperature=0.2",
+        "batches of 256": f"{OURS} --batch-size 256",
+        "crops of 2 pixels": f"{OURS} --set data.crop_padding=2",
+        "no warm-up": f"{OURS} --no-warm-up",
+        "and labels": f"{OURS} --set loss.supervised=supcon",
+    },
     "curriculum": {name: f"--set curriculum.kind={name}" for name in ("joint", "reversed", "equal", "adaptive")},
 }
 
