@@ -94,7 +94,7 @@ def compress(
         bool,
         typer.Option(
             "--faithful",
-            help="With the published code's side effects: batch statistics, new Adam each epoch, unscaled PKT; 1e-3.",
+            help="As the published code trains, whatever the recipe has: its optimiser, its loss, its side effects.",
         ),
     ] = False,
     epochs: EpochsOption = None,

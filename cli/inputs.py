@@ -99,7 +99,7 @@ def read_recipe(
     if batch_size is not None:
         overrides["data.batch_size"] = batch_size
     if lr is not None:
-        shipped = load_recipe(name)
+        shipped = load_recipe(name, extra)  # its ratio of the two rates is kept
         section = shipped.optimiser if lr_section == "optimiser" else shipped.supervised
         overrides |= {f"{lr_section}.lr": lr, f"{lr_section}.final_lr": lr * section.final_lr / section.lr}
     return load_recipe(name, overrides | parse_overrides(items or []))

@@ -15,7 +15,6 @@ from indistill.compress import (
     count_stages,
     describe_compression,
     distil,
-    make_example,
     plan_curriculum,
     run_compress,
 )
@@ -30,6 +29,7 @@ from indistill.plan import print_pairing
 from indistill.processes import copy_from_first, is_first, on_first
 from indistill.progress import make_console
 from indistill.resume import open_run
+from indistill.running import make_example
 from indistill.runs import AUXILIARY_FOLDER, WEIGHTS_NAMES, describe_environment, is_run
 from indistill.settings import RunSettings, describe_start
 from indistill.validation import describe_held_out

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from indistill.config import Recipe
 from indistill.curriculum import Phase, arrange_warm_up, build_curriculum, build_warm_up, scale_epochs
-from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distill import Distillation, build_step, build_terms, check_distillation
 from indistill.joint import JointStep
@@ -17,10 +15,10 @@ from indistill.pairing import Pairing, choose_channels, draw_images
 from indistill.plan import print_pairing
 from indistill.processes import go_first, on_first, on_one_machine
 from indistill.resume import open_run
-from indistill.running import train_run
+from indistill.running import make_batches, make_example, train_run
 from indistill.runs import CHECKPOINT_FOLDER, describe_environment
 from indistill.settings import RunSettings, describe_run
-from indistill.split import Split, has_classes, split_images
+from indistill.split import has_classes
 from indistill.teacher_cache import store_teacher
 from indistill.terms import Term
 from indistill.training import Step
@@ -171,29 +169,3 @@ def distil(
     train_run(
         student, phases, batches, build, settings, config, options=optimisation, ahead=ahead, validation=validation
     )
-
-
-def make_batches(
-    pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings
-) -> tuple[Batches, Split | None]:
-    """Returns the batches of the images that are trained on, and which are held out, if any.
-
-    Raises:
-        DataError: there are too few images.
-    """
-    split = split_images(pixels, recipe.validation.share, settings.seed)
-    positions = None if split is None else split.training
-    batches = Batches(
-        pixels,
-        recipe.preprocessing,
-        **recipe.batching,
-        seed=settings.seed,
-        device=settings.device,
-        positions=positions,
-    )
-    return batches, split
-
-
-def make_example(recipe: Recipe, settings: RunSettings) -> Tensor:
-    """Returns two empty images (2, 3, S, S), by which shapes are found out."""
-    return torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=settings.device)

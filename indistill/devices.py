@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Literal
 
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException
 from torch.nn.utils import clip_grad_norm_
@@ -27,6 +29,7 @@ from indistill.progress import silence_output
 from indistill.settings import choose_device
 
 GRACE_S = 3.0  # for processes to end by themselves
+WAIT = timedelta(hours=12)  # of processes for the first one: it may download, or run a large teacher over all images
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each process, on standard error
 
@@ -56,13 +59,18 @@ def start_processes(device: str, count: int, command: Callable[[], None]) -> tor
     if by_torchrun and int(os.environ["WORLD_SIZE"]) > 1:
         check_devices(device, local)
         nodes = int(os.environ["WORLD_SIZE"]) // local
-        Fabric(accelerator=_find_kind(device), strategy="ddp", devices=local, num_nodes=nodes).launch()
+        Fabric(
+            accelerator=_find_kind(device), strategy=DDPStrategy(timeout=WAIT), devices=local, num_nodes=nodes
+        ).launch()
         return _get_own_device(device)
     if local == 1:
         return choose_device(device)
     check_devices(device, local)
     fabric = Fabric(
-        accelerator=_find_kind(device), strategy="ddp_spawn", devices=local, plugins=[LightningEnvironment()]
+        accelerator=_find_kind(device),
+        strategy=DDPStrategy(start_method="spawn", timeout=WAIT),
+        devices=local,
+        plugins=[LightningEnvironment()],
     )
     with _wait_for_all():
         fabric.launch(partial(_run, command))
@@ -139,6 +147,7 @@ def explain_compiler(*, compiled: bool = True) -> Iterator[None]:
 
 def _run(command: Callable[[], None], _fabric: Fabric) -> None:
     """Runs the command in a process that was started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # by which it is told that the one that waits has ended
     if dist.get_rank() > 0:
         silence_output()
     try:

@@ -205,7 +205,8 @@ def parse_loggers(texts: Sequence[str]) -> tuple[LoggerName, ...]:
     for text in texts:
         if text not in known:
             raise InputError(f"--logger '{text}' is not one of {', '.join(known)}.{suggest_nearest(text, known)}")
-        if importlib.util.find_spec(text) is None:
+        found = importlib.util.find_spec(text)
+        if found is None or found.origin is None:  # a folder of that name is not the package: W&B writes into one
             raise InputError(
                 f"--logger {text} needs the package {text}, which is not installed: pip install 'indistill[{text}]'"
             )

@@ -1,14 +1,17 @@
-"""A training in its run folder: what `train` and `compress` have in common once it is decided what is trained."""
+"""What `train` and `compress` have in common: the batches of a run, and a training in its folder."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from indistill.checkpoint import Checkpoints
+from indistill.config import Recipe
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
+from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.devices import compile_network, explain_compiler, make_precision
 from indistill.loggers import open_loggers
 from indistill.models.weights import save_weights
@@ -20,8 +23,35 @@ from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, remove_checkpoints
 from indistill.safety import explain_interruption
 from indistill.schedule import Optimisation
 from indistill.settings import RunSettings
+from indistill.split import Split, split_images
 from indistill.training import Step, train
 from indistill.validation import Validation
+
+
+def make_batches(
+    pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings
+) -> tuple[Batches, Split | None]:
+    """Returns the batches of the images that are trained on, and which are held out, if any.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    split = split_images(pixels, recipe.validation.share, settings.seed)
+    positions = None if split is None else split.training
+    batches = Batches(
+        pixels,
+        recipe.preprocessing,
+        **recipe.batching,
+        seed=settings.seed,
+        device=settings.device,
+        positions=positions,
+    )
+    return batches, split
+
+
+def make_example(recipe: Recipe, settings: RunSettings) -> Tensor:
+    """Returns two empty images (2, 3, S, S), by which shapes are found out."""
+    return torch.zeros(2, 3, recipe.data.image_size, recipe.data.image_size, device=settings.device)
 
 
 def train_run(

@@ -79,7 +79,7 @@ def describe_run(
         "parameters": network.count_parameters(),
         "data": settings.data,
         "seed": settings.seed,
-        "device": str(settings.device),
+        "device": settings.device.type,
         "processes": count_processes(),
         "precision": settings.precision,
         "compiled": settings.compiled,

@@ -8,16 +8,14 @@ from torch.nn import functional as F
 
 from indistill.config import Recipe
 from indistill.curriculum import Phase, build_supervised, scale_epochs
-from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError, describe_error
 from indistill.models.loading import Network
 from indistill.processes import on_first, weigh_share
 from indistill.resume import open_run
-from indistill.running import train_run
+from indistill.running import make_batches, make_example, train_run
 from indistill.runs import describe_environment
 from indistill.settings import RunSettings, describe_run
-from indistill.split import split_images
 from indistill.training import Step
 from indistill.validation import Validation, build_label_figure, describe_held_out
 
@@ -57,17 +55,9 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     )
     if settings.epochs is not None:
         phases = scale_epochs(phases, settings.epochs)
-    split = split_images(pixels, recipe.validation.share, settings.seed)
-    batches = Batches(
-        pixels,
-        recipe.preprocessing,
-        **recipe.batching,
-        seed=settings.seed,
-        device=settings.device,
-        positions=None if split is None else split.training,
-    )
+    batches, split = make_batches(pixels, recipe, settings)
     module = network.module.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _check_logits(network, module, next(batches.draw_epoch())[0], len(pixels.classes))
+    _check_logits(network, module, make_example(recipe, settings), len(pixels.classes))
     config = describe_run("train", network, recipe, settings, phases)
     config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
     if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
@@ -89,7 +79,7 @@ def _check_logits(network: Network, module: nn.Module, example: Tensor, classes:
     module.eval()
     try:
         with torch.no_grad():
-            logits = module(example[:2])
+            logits = module(example)
     except RuntimeError as error:
         raise ModelError(
             f"model '{network.spec}' cannot take images of {tuple(example.shape[1:])}: {describe_error(error)}"

@@ -265,7 +265,11 @@ class _Training:
         if has_stalled(losses, self.phases[self.phase].tolerance):
             self.durations = end_phase(self.phases, self.durations, self.phase, self.epoch)
         validation = self.validation
-        if validation is not None and on_first(lambda: validation.has_run_out(len(self.records))):
+        if (
+            validation is not None
+            and validation.figure.name in record
+            and on_first(lambda: validation.has_run_out(len(self.records)))
+        ):
             self.durations = [*self.durations[: self.phase], self.epoch]
         if self.checkpoints and (self.checkpoints.is_due(epoch_ends=True) or len(self.records) == sum(self.durations)):
             self.checkpoints.write(self._capture(), len(self.records) * len(self.batches))

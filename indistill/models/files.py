@@ -1,5 +1,6 @@
 """The user's own Python file as a module: a file by itself, or one of a package."""
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -14,8 +15,7 @@ PREFIX = "indistill_file_"  # of the module's name, so that a file may have the 
 
 
 def import_file(path: Path, spec: str) -> ModuleType:
-    """Returns the module of a Python file, which runs. Relative imports work in a package (a folder with
-    `__init__.py`), and files beside it (beside its package) can be imported, as when Python is started there.
+    """Returns the module of a Python file, which runs; to be called within `search_beside`.
 
     Args:
         path: of the file.
@@ -28,18 +28,43 @@ def import_file(path: Path, spec: str) -> ModuleType:
         raise ModelError(f"model '{spec}': there is no file {path}")
     path = path.resolve()
     packages = _find_packages(path)
-    root = path.parents[len(packages)]
     if packages and packages[0] in sys.modules:
         used = sys.modules[packages[0]].__file__
-        if used is None or Path(used).resolve() != root / packages[0] / "__init__.py":
+        if used is None or Path(used).resolve() != path.parents[len(packages) - 1] / "__init__.py":
             raise ModelError(
                 f"model '{spec}': '{packages[0]}' is the name of another package in use: rename its folder"
             )
     try:
-        with _search_first(root):
-            return importlib.import_module(".".join([*packages, path.stem])) if packages else _import_alone(path)
+        return importlib.import_module(".".join([*packages, path.stem])) if packages else _import_alone(path)
     except Exception as error:  # the user's code may raise anything
         raise ModelError(f"model '{spec}': {path} does not import: {describe_error(error)}") from error
+
+
+@contextmanager
+def search_beside(path: Path) -> Iterator[None]:
+    """A context in which a file finds what lies beside it (beside its package), as when Python is started there.
+
+    What was imported from there is forgotten afterwards, as another file may have neighbours of the same names; its own
+    package is not.
+    """
+    packages = _find_packages(path.resolve())
+    root, before = path.resolve().parents[len(packages)], set(sys.modules)
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
+        beside = [name for name in set(sys.modules) - before if _lies_in(name.partition(".")[0], root)]
+        for name in beside:
+            if name.partition(".")[0] not in packages[:1]:
+                sys.modules.pop(name)
+
+
+def _lies_in(name: str, folder: Path) -> bool:
+    """Returns whether a module or package that is imported lies in a folder, not deeper."""
+    module = sys.modules.get(name)
+    places = [*getattr(module, "__path__", []), getattr(module, "__file__", None)]
+    return not name.startswith(PREFIX) and any(Path(place).resolve().parent == folder for place in places if place)
 
 
 def _find_packages(path: Path) -> list[str]:
@@ -53,7 +78,7 @@ def _find_packages(path: Path) -> list[str]:
 
 
 def _import_alone(path: Path) -> ModuleType:
-    name = PREFIX + path.stem
+    name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
         raise ImportError("it is not a Python file")
@@ -65,13 +90,3 @@ def _import_alone(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-@contextmanager
-def _search_first(folder: Path) -> Iterator[None]:
-    """Imports look into a folder first."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -22,7 +23,7 @@ import yaml
 from torch import nn
 
 from indistill.errors import ModelError, describe_error, suggest_nearest
-from indistill.models.files import import_file
+from indistill.models.files import import_file, search_beside
 from indistill.models.paper import PAPER_NETWORKS
 
 Kind = Literal["paper", "torchvision", "timm", "file", "module", "run"]
@@ -87,10 +88,14 @@ def build_network(spec: ModelSpec, defaults: Mapping[str, Argument] | None = Non
     Raises:
         ModelError: the name is not known, or the factory refuses its arguments or does not return a module.
     """
-    factory = _find_factory(spec)
+    with search_beside(Path(spec.name)) if spec.kind == "file" else nullcontext():
+        return _build(spec, _find_factory(spec), defaults or {})
+
+
+def _build(spec: ModelSpec, factory: Callable[..., object], defaults: Mapping[str, Argument]) -> nn.Module:
     arguments = {name: value for name, value in spec.arguments.items() if name != "embedding"}
     parameters = inspect.signature(factory).parameters
-    for name, value in (defaults or {}).items():
+    for name, value in defaults.items():
         if name in parameters or (name == "num_classes" and spec.kind in ("timm", "torchvision")):
             arguments.setdefault(name, value)
     try:

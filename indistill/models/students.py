@@ -63,7 +63,7 @@ def make_student(
         return load_network(choice.spec, weights=choice.weights, arguments=arguments, role="student")
     check_image_size(teacher.module, teacher.embedding, image_size, "teacher")
     if choice.target is not None:
-        width = _find_width(choice.target, teacher, image_size, on_trial)
+        width = parse_width(settle_width(choice, teacher, image_size, on_trial).spec) or 0.0
     student = narrow_network(teacher, width, image_size)
     if choice.from_scratch:
         student = _draw_weights(student, choice.seed)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,16 @@ def test_a_missing_package_is_named_before_anything_is_loaded(places: Places, mo
         result = run_cli(*fill(line.replace("{gallery}", "nothing") + " --logger wandb", places))
         assert_refused(result, "--logger wandb needs the package wandb", "pip install 'indistill[wandb]'")
     assert not places["out"].exists()
+
+
+def test_a_folder_with_the_name_of_a_logger_is_not_its_package(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb_files").mkdir()  # a namespace package has no origin, as ./wandb where W&B has written
+    found = PathFinder.find_spec("wandb_files", [str(tmp_path)])
+    monkeypatch.setattr("indistill.loggers.importlib.util.find_spec", lambda _: found)
+    result = run_cli(*fill(TRAIN + " --logger wandb", places))
+    assert_refused(result, "--logger wandb needs the package wandb")
 
 
 def test_another_logger_is_refused(places: Places) -> None:

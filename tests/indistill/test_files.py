@@ -99,3 +99,21 @@ def test_a_file_that_does_not_import_says_why(tmp_path: Path) -> None:
     path.with_name("net.py").write_text("from ..missing import block\n")
     with pytest.raises(ModelError, match="does not import: ModuleNotFoundError"):
         load_network(f"{path}:make")
+
+
+def test_files_of_one_name_have_their_own_neighbours(tmp_path: Path) -> None:
+    for folder, width in (("first", 4), ("second", 6)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "their_widths.py").write_text(f"WIDTH = {width}\n")
+        (tmp_path / folder / "net.py").write_text(
+            f"{BLOCKS}\nfrom their_widths import WIDTH\n\ndef make():\n    return block(3, WIDTH)\n"
+        )
+    images = torch.rand(2, 3, 8, 8)
+    networks = [load_network(f"{tmp_path}/{folder}/net.py:make").module for folder in ("first", "second")]
+    assert [network(images).shape[1] for network in networks] == [4, 6]
+
+
+def test_a_factory_may_import_when_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "their_late_blocks.py").write_text(BLOCKS)
+    (tmp_path / "net.py").write_text("def make():\n    from their_late_blocks import block\n    return block(3, 4)\n")
+    assert load_network(f"{tmp_path}/net.py:make").module(torch.rand(2, 3, 8, 8)).shape == (2, 4, 8, 8)

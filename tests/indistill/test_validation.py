@@ -192,6 +192,13 @@ def test_patience_ends_the_whole_training(capfd: pytest.CaptureFixture[str]) -> 
     assert "best epoch 3" in err
 
 
+def test_patience_waits_for_the_next_measurement() -> None:
+    watcher = Watcher()
+    train_once(watcher, [0.0, 0.5, 0.0, 0.0, 0.4, 0.0, 0.0], ValidationOptions(0.2, every=3, patience=2))
+    assert [record["epoch"] for record in watcher.records if "map@r" in record] == [3, 6]
+    assert len(watcher.records) == 6
+
+
 def test_epochs_between_measurements_have_no_figure_but_the_last_has() -> None:
     watcher = Watcher()
     train_once(watcher, [0.1] * 7, ValidationOptions(0.2, every=3))
