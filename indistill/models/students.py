@@ -58,12 +58,12 @@ def make_student(
     """
     width = parse_width(choice.spec)
     check_choice(choice, width)
+    if choice.target is not None:
+        return make_student(settle_width(choice, teacher, image_size, on_trial), teacher, arguments, image_size)
     torch.manual_seed(choice.seed)
     if width is None:
         return load_network(choice.spec, weights=choice.weights, arguments=arguments, role="student")
     check_image_size(teacher.module, teacher.embedding, image_size, "teacher")
-    if choice.target is not None:
-        width = parse_width(settle_width(choice, teacher, image_size, on_trial).spec) or 0.0
     student = narrow_network(teacher, width, image_size)
     if choice.from_scratch:
         student = _draw_weights(student, choice.seed)

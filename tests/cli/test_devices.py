@@ -44,8 +44,8 @@ def test_two_processes_write_the_run_that_one_writes(places: Places, options: st
     files = [sorted(path.name for path in run.iterdir()) for run in (places["out"], places["here"] / "alone")]
     assert files[0] == files[1]
     one, two = (load_file(run / "student.safetensors") for run in (places["here"] / "alone", places["out"]))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-2, rtol=0)  # 110 steps of 1e-4 at most
+    differences = torch.cat([(two[name] - one[name]).abs().flatten().float() for name in one])
+    assert differences.mean() < 1e-4  # batches of another size, from the same start, give 2e-3
 
 
 def test_an_error_of_all_processes_is_said_once(places: Places) -> None:
