@@ -41,7 +41,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "PKT, crops of 1 pixel": f"{OURS} --loss pkt --set data.crop_padding=1",
         "PKT before the ReLU": f"{OURS} --loss pkt --student paper:cnn-s?embedding=fc1",
         "PKT, cosine from 0.004": f"{OURS} --loss pkt {COSINE}=0.004 --lr 0.004",
-        "PKT, one Adam, cosine from 0.004": f"{OURS} --loss pkt {COSINE}=0.004 --lr 0.004 --set optimiser.restart=never",
+        "PKT, one Adam": f"{OURS} --loss pkt {COSINE}=0.004 --lr 0.004 --set optimiser.restart=never",
         "PKT, cosine from 0.01": f"{OURS} --loss pkt {COSINE}=0.01 --lr 0.01",
         "PKT and labels": f"{OURS} --loss pkt --set loss.supervised=supcon",
         "regression": f"{OURS} --loss regression",
