@@ -7,12 +7,15 @@ Every value is text; structures are JSON. Anyone with ONNX Runtime alone reads i
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from indistill.errors import ModelError
 from indistill.preprocess import Preprocessing
 
-INPUT_NAME = "image"
+Precision = Literal["fp32", "fp16", "int8"]
+InputKind = Literal["image", "tensor"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+INPUT_NAMES: dict[InputKind, str] = {"image": "image", "tensor": "pixel_values"}
 OUTPUT_NAME = "embedding"
 PREFIX = "indistill."
 
@@ -24,8 +27,11 @@ class Artefact:
     Attributes:
         name: the network's model spec, without folders.
         embedding_dim: D.
-        preprocessing: from a decoded image to the network's input; `normalise` is in the graph.
+        preprocessing: from a decoded image to the network's input.
+        input: `image`, decoded images (B, H, W, 3) uint8 of any size, preprocessing is in the graph; or `tensor`,
+            normalised pixels (B, 3, S, S) float32.
         precision: of the weights.
+        quantisation: how int8 came about; empty for others.
         teacher: the teacher's model spec, without folders; empty where there was none.
         weights_sha256: of the weights that were exported.
         data_fingerprint: of the images of training; empty where they are not known.
@@ -36,11 +42,13 @@ class Artefact:
     name: str
     embedding_dim: int
     preprocessing: Preprocessing
-    precision: str
+    input: InputKind
+    precision: Precision
+    quantisation: Mapping[str, Any]
     teacher: str
     weights_sha256: str
     data_fingerprint: str
-    verification: Mapping[str, float]
+    verification: Mapping[str, float | str]
     version: str
 
     def to_metadata(self) -> dict[str, str]:
@@ -50,16 +58,24 @@ class Artefact:
             "name": self.name,
             "embedding_dim": str(self.embedding_dim),
             "normalised": "true",
-            "input": json.dumps({"layout": "NHWC", "dtype": "uint8", "colours": "RGB"}),
+            "input": json.dumps(_INPUTS[self.input]),
             "preprocessing": json.dumps(self.preprocessing.to_dict()),
-            "preprocessing_in_graph": json.dumps(["divide by 255", "mean", "std"]),
+            "preprocessing_in_graph": json.dumps(_STEPS if self.input == "image" else []),
             "precision": self.precision,
+            "quantisation": json.dumps(dict(self.quantisation)),
             "teacher": self.teacher,
             "weights_sha256": self.weights_sha256,
             "data_fingerprint": self.data_fingerprint,
             "verification": json.dumps(dict(self.verification)),
         }
         return {PREFIX + key: value for key, value in values.items()}
+
+
+_INPUTS: dict[InputKind, dict[str, str]] = {
+    "image": {"layout": "NHWC", "dtype": "uint8", "colours": "RGB"},
+    "tensor": {"layout": "NCHW", "dtype": "float32", "colours": "RGB"},
+}
+_STEPS = ["resize", "centre crop", "divide by 255", "mean", "std"]
 
 
 def read_artefact(metadata: Mapping[str, str], file: str) -> Artefact:
@@ -81,14 +97,16 @@ def read_artefact(metadata: Mapping[str, str], file: str) -> Artefact:
             metadata[PREFIX + "name"],
             int(metadata[PREFIX + "embedding_dim"]),
             Preprocessing.from_dict(read("preprocessing")),
-            metadata[PREFIX + "precision"],
+            next(kind for kind, described in _INPUTS.items() if described == read("input")),
+            next(precision for precision in PRECISIONS if precision == metadata[PREFIX + "precision"]),
+            read("quantisation"),
             metadata[PREFIX + "teacher"],
             metadata[PREFIX + "weights_sha256"],
             metadata[PREFIX + "data_fingerprint"],
             read("verification"),
             metadata[PREFIX + "version"],
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, StopIteration) as error:
         raise ModelError(
             f"{file} does not describe its preprocessing ({error}): it was not written by 'indistill export RUN --onnx'"
         ) from error

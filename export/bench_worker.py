@@ -21,7 +21,11 @@ def load_engine(order: dict[str, Any]) -> tuple[Callable[[Any], object], dict[st
 
         path = Path(order["source"])
         session = EmbeddingSession(path, order["threads"])
-        facts = {"precision": session.artefact.precision, "size_bytes": path.stat().st_size, "sha256": session.sha256}
+        facts: dict[str, Any] = {
+            "precision": session.artefact.precision,
+            "size_bytes": path.stat().st_size,
+            "sha256": session.sha256,
+        }
         return session.embed_pixels, facts | {"parameters": None}
 
     import torch

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from PIL import Image
 
 from indistill.errors import ModelError
-from indistill.export.artefact import INPUT_NAME, OUTPUT_NAME, Artefact, read_artefact
+from indistill.export.artefact import INPUT_NAMES, OUTPUT_NAME, Artefact, read_artefact
 from indistill.hashing import hash_file
 from indistill.images import ImageSource, decode_image
 from indistill.preprocess import PixelArray
@@ -62,8 +63,25 @@ class EmbeddingSession:
         self.sha256 = hash_file(path)
 
     def embed_pixels(self, pixels: PixelArray) -> Embeddings:
-        """Returns unit vectors (B, D) float32 for resized images (B, S, S, 3) uint8."""
-        embeddings: Embeddings = self._session.run([OUTPUT_NAME], {INPUT_NAME: pixels})[0]
+        """Returns unit vectors (B, D) float32 for resized images (B, S, S, 3) uint8; see `Preprocessing.resize`."""
+        preprocessing = self.artefact.preprocessing
+        if self.artefact.input == "tensor":
+            return self._run(preprocessing.normalise(pixels))
+        margin = preprocessing.shortest_edge - preprocessing.image_size
+        if margin:  # the graph resizes to the shortest edge and crops: give it what it will crop away
+            around = (margin // 2, margin - margin // 2)
+            pixels = np.pad(pixels, ((0, 0), around, around, (0, 0)))
+        return self._run(pixels)
+
+    def embed_decoded(self, pixels: PixelArray) -> Embeddings:
+        """Returns unit vectors (B, D) float32 for decoded images (B, H, W, 3) uint8 of one size, whatever it is."""
+        if self.artefact.input == "image":
+            return self._run(pixels)
+        resize = self.artefact.preprocessing.resize
+        return self.embed_pixels(np.stack([resize(Image.fromarray(image)) for image in pixels]))
+
+    def _run(self, given: PixelArray | NDArray[np.float32]) -> Embeddings:
+        embeddings: Embeddings = self._session.run([OUTPUT_NAME], {INPUT_NAMES[self.artefact.input]: given})[0]
         return embeddings
 
     def embed_images(self, sources: Sequence[ImageSource]) -> Embeddings:

@@ -17,9 +17,10 @@ PixelArray = NDArray[np.uint8]
 class Preprocessing:
     """From a decoded image to the network's input.
 
-    The shorter side is resized (bilinear, antialiased as Pillow does) to `image_size / crop`, and the centre square of
-    `image_size` pixels is taken: `resize` gives that as uint8. Then values are divided by 255, `mean` is subtracted
-    and the rest divided by `std`, for each channel: `normalise`. In an exported file that second half is in the graph.
+    The shorter side is resized (bilinear, antialiased as Pillow does) to `image_size / crop`, the longer one in
+    proportion and rounded down, and the centre square of `image_size` pixels is taken: `resize` gives that as uint8.
+    Then values are divided by 255, `mean` is subtracted and the rest divided by `std`, for each channel: `normalise`.
+    An exported file has all of it in its graph; sizes are whole numbers, so that both compute the same.
 
     Attributes:
         image_size: side of the square input in pixels.
@@ -37,25 +38,37 @@ class Preprocessing:
         if self.image_size < 1 or not 0 < self.crop <= 1 or min(self.std) <= 0:
             raise InputError(f"preprocessing needs image_size >= 1, crop in (0, 1] and positive std: {self}")
 
+    @property
+    def shortest_edge(self) -> int:
+        """The shorter side of the resized image in pixels, before the crop."""
+        return round(self.image_size / self.crop)
+
     def resize(self, image: Image.Image) -> PixelArray:
         """Returns the centre square of an RGB image, (image_size, image_size, 3) uint8.
+
+        Rows first, then columns: which of the two Pillow begins with depends on its version and on the image, and each
+        pass rounds. What the crop takes away is not resized twice.
 
         Raises:
             DataError: the image is so long and thin that resizing it would take more than the pixel limit.
         """
         width, height = image.size
-        shorter = round(self.image_size / self.crop)
-        scale = shorter / min(width, height)
-        resized = (max(shorter, round(width * scale)), max(shorter, round(height * scale)))
+        shorter = min(width, height)
+        resized = (width * self.shortest_edge // shorter, height * self.shortest_edge // shorter)
         if resized[0] * resized[1] > MAX_PIXELS:
             raise DataError(
                 f"{width}x{height} pixels, which is {resized[0]}x{resized[1]} at the network's size: too long"
             )
-        if resized != image.size:
-            image = image.resize(resized, Image.Resampling.BILINEAR)
         left, top = (resized[0] - self.image_size) // 2, (resized[1] - self.image_size) // 2
-        if resized != (self.image_size, self.image_size):
-            image = image.crop((left, top, left + self.image_size, top + self.image_size))
+        right, bottom = left + self.image_size, top + self.image_size
+        if resized[0] != width:
+            image = image.resize((resized[0], height), Image.Resampling.BILINEAR)
+        if resized[0] != self.image_size:
+            image = image.crop((left, 0, right, height))
+        if resized[1] != height:
+            image = image.resize((self.image_size, resized[1]), Image.Resampling.BILINEAR)
+        if resized[1] != self.image_size:
+            image = image.crop((0, top, self.image_size, bottom))
         return np.asarray(image)
 
     def normalise(self, pixels: PixelArray) -> NDArray[np.float32]:

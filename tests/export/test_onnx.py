@@ -14,7 +14,7 @@ from indistill.export import onnx as export_module
 from indistill.export.artefact import read_artefact
 from indistill.export.onnx import DeployedNetwork, export_onnx
 from indistill.export.session import EmbeddingSession
-from indistill.export.verify import Parity, measure_parity, require_parity
+from indistill.export.verify import Agreement, find_failures, measure_agreement, require_agreement
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import Preprocessing
 from tests.export.conftest import PREPROCESSING
@@ -35,10 +35,10 @@ def test_the_file_computes_what_pytorch_computes_step_by_step(
 
 
 def test_one_file_with_a_symbolic_batch_and_one_input_and_output(file: Path) -> None:
-    assert [path.name for path in file.parent.iterdir()] == ["student.onnx"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["preprocessor_config.json", "student.onnx"]
     plain = onnxruntime.InferenceSession(file)  # as anybody would open it
     (given,), (taken,) = plain.get_inputs(), plain.get_outputs()
-    assert (given.name, given.type, given.shape) == ("image", "tensor(uint8)", ["batch", 32, 32, 3])
+    assert (given.name, given.type, given.shape) == ("image", "tensor(uint8)", ["batch", "height", "width", 3])
     assert (taken.name, taken.type, taken.shape) == ("embedding", "tensor(float)", ["batch", 64])
     assert {entry.domain: entry.version for entry in onnx.load(file).opset_import} == {"": 20}
 
@@ -103,8 +103,8 @@ def test_a_file_that_disagrees_with_pytorch_is_not_kept(
 ) -> None:
     convert = export_module._convert
 
-    def convert_wrongly(deployed: DeployedNetwork, side: int) -> onnx.ModelProto:
-        model = convert(deployed, side)
+    def convert_wrongly(embedder: torch.nn.Module, side: int) -> onnx.ModelProto:
+        model = convert(embedder, side)
         weights = next(tensor for tensor in model.graph.initializer if tensor.dims == [64, 128])
         values = onnx.numpy_helper.to_array(weights) + np.float32(1e-3) * np.eye(64, 128, dtype=np.float32)
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
@@ -116,15 +116,30 @@ def test_a_file_that_disagrees_with_pytorch_is_not_kept(
     assert list((tmp_path / "new").iterdir()) == []
 
 
+GOOD = Agreement(1e-5, 0.99999, 1e-3, 0.9999, 40, 0.99, "map", 0.5, 0.51)
+
+
 @pytest.mark.parametrize(
-    "wrong",
-    [{"max_difference": 1.1e-5}, {"min_cosine": 0.99998}, {"max_norm_error": 2e-3}, {"min_cosine": float("nan")}],
+    ("wrong", "said"),
+    [
+        ({"max_difference": 1.1e-5}, "largest difference 1.1e-05"),
+        ({"min_cosine": 0.99998}, "smallest cosine 1 "),
+        ({"min_cosine": float("nan")}, "smallest cosine nan"),
+        ({"max_norm_error": 2e-3}, "norm 0.002"),
+        ({"min_size_cosine": 0.9988}, "another size 0.9988"),
+        ({"overlap": 0.98}, "nearest neighbours 0.98"),
+        ({"quality": 0.499}, "drop of map 0.011"),
+        ({"quality": float("nan")}, "drop of map nan"),
+    ],
 )
-def test_each_figure_of_the_gate_can_fail(wrong: dict[str, float]) -> None:
-    good = Parity(1e-5, 0.99999, 1e-3)
-    require_parity(good)
-    with pytest.raises(VerificationError):
-        require_parity(replace(good, **wrong))
+def test_each_figure_of_the_gates_can_fail(wrong: dict[str, float], said: str) -> None:
+    require_agreement(GOOD, "fp32", 0.01 + 1e-9)
+    with pytest.raises(VerificationError, match=said):
+        require_agreement(replace(GOOD, **wrong), "fp32", 0.01 + 1e-9)
+
+
+def test_neighbours_that_were_not_compared_are_no_failure() -> None:
+    assert find_failures(Agreement(0, 1, 0, 1), "fp32", 0) == []
 
 
 def test_the_gate_looks_at_every_batch_size(session: EmbeddingSession, pixels: np.ndarray) -> None:
@@ -133,7 +148,8 @@ def test_the_gate_looks_at_every_batch_size(session: EmbeddingSession, pixels: n
         return session.embed_pixels(batch) + np.float32(1e-3 if len(batch) == 3 else 0)
 
     seen: list[int] = []
-    assert measure_parity(session, compute_reference, pixels[:5]).max_difference == pytest.approx(1e-3, rel=1e-2)
+    found = measure_agreement(session, compute_reference, pixels[:5], session.embed_pixels(pixels[:5]))
+    assert found.max_difference == pytest.approx(1e-3, rel=1e-2)
     assert seen == [1, 2, 3, 32]
 
 

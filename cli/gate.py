@@ -1,0 +1,96 @@
+"""The images that an export is verified and calibrated with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from indistill.data.pixels import Pixels
+from indistill.data.sets import open_images, sample_images
+from indistill.errors import InputError
+from indistill.export.quantise import MINIMUM_IMAGES, check_calibration
+from indistill.export.session import Embeddings
+from indistill.export.verify import Quality
+from indistill.preprocess import PixelArray, Preprocessing
+from indistill.split import has_classes
+
+CALIBRATION_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class GateImages:
+    """What an export is verified with.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8.
+        quality: `map` where the images have classes; without them the gate measures `recall@10`.
+        calibration: images for int8; None where there is none to write.
+    """
+
+    pixels: PixelArray
+    quality: Quality | None
+    calibration: PixelArray | None
+
+
+def read_gate_images(
+    spec: str | None, calibrate: str | None, preprocessing: Preprocessing, count: int, *, int8: bool, root: Path | None
+) -> GateImages:
+    """Returns the images of the gates, and for int8 those of the calibration: others, where there are enough.
+
+    Args:
+        spec: data of the gates.
+        calibrate: data of the calibration; None for those of the gates.
+        preprocessing: what they go through.
+        count: of the gates' images, at most.
+        int8: whether there is anything to calibrate.
+        root: where data sets by name lie.
+
+    Raises:
+        DataError: the data cannot be read, or the images to calibrate with are too few or noise.
+        InputError: no data is named.
+    """
+    if spec is None:
+        raise InputError("real images are needed: name them with --data")
+    own = int8 and calibrate is None
+    pixels = _read(spec, preprocessing, count + (CALIBRATION_IMAGES if own else 0), root)
+    gate, calibration = np.arange(len(pixels)), None
+    if own:
+        others = np.linspace(0, len(pixels) - 1, min(CALIBRATION_IMAGES, len(pixels) // 2)).astype(int)
+        if len(others) < MINIMUM_IMAGES:  # few images: all of them for both
+            others = gate
+        else:
+            gate = np.setdiff1d(gate, others)
+        calibration = pixels.images[others]
+    elif int8 and calibrate is not None:
+        calibration = _read(calibrate, preprocessing, CALIBRATION_IMAGES, root).images
+    if calibration is not None:
+        check_calibration(calibration)
+    return GateImages(pixels.images[gate], make_quality(pixels, gate), calibration)
+
+
+def make_quality(pixels: Pixels, chosen: "np.typing.NDArray[np.int64]") -> Quality | None:
+    """Returns `map` by cosine with every other image as query and the rest as gallery; None without classes."""
+    from indistill.retrieval.metrics import evaluate_vectors
+
+    labels = pixels.labels[chosen]
+    gallery, queries = labels[::2], labels[1::2]
+    if not has_classes(pixels.classes) or not np.isin(queries[queries >= 0], gallery).any():
+        return None
+
+    def measure_map(vectors: Embeddings) -> float:
+        found = evaluate_vectors(vectors[::2], gallery, vectors[1::2], queries, "cosine", ks=())
+        return found.metrics["map"]
+
+    return Quality("map", measure_map)
+
+
+def _read(spec: str, preprocessing: Preprocessing, count: int, root: Path | None) -> Pixels:
+    from indistill.cli.inputs import report_skipped
+    from indistill.data.pixels import load_pixels
+    from indistill.progress import show_progress
+
+    images = sample_images(open_images(spec, root=root), count)
+    with show_progress(f"reading {images.name}", len(images.names)) as advance:
+        pixels = load_pixels(images, preprocessing, advance)
+    report_skipped(pixels.skipped)
+    return pixels
