@@ -98,34 +98,6 @@ def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> Non
     typer.echo(f"wrote {run / 'report.html'}", err=True)
 
 
-def print_bench(figures: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a row for each engine and batch size, and the warnings."""
-    if as_json:
-        print_json(figures)
-    else:
-        header = ["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "size MB", "first s", "times faster"]
-        print_table(header, [_format_bench(result) for result in figures["results"]])
-        environment = figures["environment"]
-        typer.echo(
-            f"{environment['cpu']}, {environment['threads']} threads; decoding and resizing are not timed", err=True
-        )
-    for warning in figures["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
-
-
-def _format_bench(result: dict[str, Any]) -> list[str]:
-    latency, ratio = result["latency_ms"], result["speedup_vs_teacher"]
-    return [
-        f"{result['role']}, {result['engine']}",
-        str(result["batch"]),
-        *(f"{latency[name]:.2f}" for name in ("p50", "p95", "p99")),
-        f"{result['throughput_images_per_s']:,.0f}",
-        f"{result['size_bytes'] / 1e6:.2f}",
-        f"{result['first_result_s']:.2f}",
-        f"{ratio['p50']:.2f} ({ratio['p50_low']:.2f} to {ratio['p50_high']:.2f})",
-    ]
-
-
 def print_json(data: object) -> None:
     """Prints JSON, text as it is and not escaped."""
     emit(json.dumps(data, ensure_ascii=False, indent=2))
