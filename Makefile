@@ -27,6 +27,7 @@ bench: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/generate_cli.py docs/cli.md
+	$(BIN)/python docs/generate_bench_schema.py docs/bench.schema.json
 
 clean:
 	rm -rf $(VENV) demo-out build dist

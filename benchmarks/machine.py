@@ -10,7 +10,7 @@ from statistics import median
 
 import psutil
 
-from indistill.export.bench import read_cpu_name
+from indistill.export.bench_machine import read_cpu_name
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "onnxruntime", "faiss-cpu", "pillow")
 Spread = dict[str, float]

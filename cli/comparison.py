@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from indistill import __version__
-from indistill.cli.inputs import read_sample, report_skipped
+from indistill.cli.bench_images import read_encoded
+from indistill.cli.inputs import report_skipped
 from indistill.comparison import Group
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, open_images, require_labels
 from indistill.errors import DataError, InputError
-from indistill.export.bench import Engine, Protocol, count_turns, run_bench
+from indistill.export.bench import Protocol, count_turns, run_bench
+from indistill.export.bench_process import Engine
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
@@ -174,24 +176,28 @@ def time_groups(groups: Sequence[Group], data: str | None, root: Path | None, th
     files = [run.weights.with_suffix(".onnx") for run in runs]
     exported = all(file.is_file() for file in files)
     engines = [
-        Engine("student", "onnxruntime", str(file)) if exported else Engine("student", "pytorch", str(run.folder))
+        Engine("student", "onnxruntime", str(file), run.preprocessing)
+        if exported
+        else Engine("student", "pytorch", str(run.folder), run.preprocessing)
         for run, file in zip(runs, files, strict=True)
     ]
-    protocol = Protocol(batches=(1,), threads=threads, rounds=ROUNDS)
+    protocol = Protocol(batches=(1,), threads=(threads,), rounds=ROUNDS)
     latencies: dict[str, float] = {}
     warnings: list[str] = []
     with show_progress("timing", count_turns(engines, protocol), "turns") as advance:
         for preprocessing in dict.fromkeys(run.preprocessing for run in runs):
             chosen = [position for position, run in enumerate(runs) if run.preprocessing == preprocessing]
-            pixels = read_sample(data or runs[chosen[0]].config["data"], preprocessing, TIMED_IMAGES, root=root)
-            figures = run_bench([engines[p] for p in chosen], pixels.images, preprocessing, protocol, advance)
-            warnings += [warning for warning in figures["warnings"] if warning not in warnings]
-            for position, result in zip(chosen, figures["results"], strict=True):
-                latencies[groups[position].name] = result["latency_ms"]["p50"]
+            images = read_encoded(data or runs[chosen[0]].config["data"], TIMED_IMAGES, root=root).contents
+            figures = run_bench([engines[p] for p in chosen], images, protocol, advance)
+            for failure in figures.failures:
+                raise InputError(f"{failure.model} cannot be timed: {failure.reason}")
+            warnings += [warning for warning in figures.warnings if warning not in warnings]
+            for position, result in zip(chosen, figures.results, strict=True):
+                latencies[groups[position].name] = result.latency_ms.p50
     return {
         "engine": "onnxruntime" if exported else "pytorch",
         "threads": threads,
-        "cpu": figures["environment"]["cpu"],
+        "cpu": figures.environment.cpu,
         "latency_ms": latencies,
         "warnings": warnings,
     }

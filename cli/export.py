@@ -62,7 +62,9 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Export a student as one ONNX file that is verified against PyTorch, or not written."""
-    from indistill.cli.exporting import name_files, print_exports, write_files
+    from indistill.cli.bench import count_cores
+    from indistill.cli.bench_images import read_timed_images
+    from indistill.cli.exporting import judge_files, name_files, print_exports, write_files
     from indistill.cli.gate import read_gate_images
     from indistill.cli.inputs import load_described, warn_of_random_weights
     from indistill.errors import InputError
@@ -90,5 +92,9 @@ def export(
     with show_progress("verifying by PyTorch", len(gate.pixels)) as advance:
         exporter = Exporter(described.network, described.preprocessing, gate.pixels, described.provenance, advance)
     options = ExportOptions("fp32", takes, gate.calibration, gate.quality, max_drop)
-    written = write_files(exporter, files, options, overwrite=overwrite)
-    print_exports(written, as_json=json)
+    exports = write_files(exporter, files, options, overwrite=overwrite)
+    verdict = None
+    if "int8" in files:
+        images = read_timed_images(source, "network", root=data_root)
+        verdict = judge_files(exporter, exports, options, images, count_cores())
+    print_exports(exports, verdict, as_json=json)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indistill.data.pixels import Pixels
 from indistill.data.sets import open_images, sample_images
 from indistill.errors import InputError
 from indistill.export.quantise import MINIMUM_IMAGES, check_calibration
-from indistill.export.session import Embeddings
 from indistill.export.verify import Quality
 from indistill.preprocess import PixelArray, Preprocessing
 from indistill.split import has_classes
@@ -68,20 +68,21 @@ def read_gate_images(
     return GateImages(pixels.images[gate], make_quality(pixels, gate), calibration)
 
 
-def make_quality(pixels: Pixels, chosen: "np.typing.NDArray[np.int64]") -> Quality | None:
-    """Returns `map` by cosine with every other image as query and the rest as gallery; None without classes."""
-    from indistill.retrieval.metrics import evaluate_vectors
+def make_quality(pixels: Pixels, chosen: NDArray[np.int64]) -> Quality | None:
+    """Returns `map` by cosine, each image looked for among the others; None where no two share one of several classes.
+
+    Args:
+        pixels: images with their classes.
+        chosen: positions (N,) of the images whose vectors are measured.
+    """
+    from indistill.retrieval.evaluate import measure_map_among
 
     labels = pixels.labels[chosen]
-    gallery, queries = labels[::2], labels[1::2]
-    if not has_classes(pixels.classes) or not np.isin(queries[queries >= 0], gallery).any():
+    known = labels >= 0
+    _, counts = np.unique(labels[known], return_counts=True)
+    if not has_classes(pixels.classes) or len(counts) < 2 or counts.max() < 2:
         return None
-
-    def measure_map(vectors: Embeddings) -> float:
-        found = evaluate_vectors(vectors[::2], gallery, vectors[1::2], queries, "cosine", ks=())
-        return found.metrics["map"]
-
-    return Quality("map", measure_map)
+    return Quality("map", lambda vectors: measure_map_among(vectors[known], labels[known]))
 
 
 def _read(spec: str, preprocessing: Preprocessing, count: int, root: Path | None) -> Pixels:

@@ -16,7 +16,6 @@ from indistill.progress import make_console, show_progress
 from indistill.runs import Run, read_environment, read_run
 
 if TYPE_CHECKING:
-    from indistill.export.bench import Engine
     from indistill.export.onnx import Provenance
     from indistill.models.loading import Network
     from indistill.models.specs import Argument
@@ -202,32 +201,6 @@ def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:
             f"warning: the teacher {spec.name} was trained with another size, crop, mean or std than the recipe's",
             markup=False,
         )
-
-
-def list_engines(run: Run, onnx: Path | None, teacher: str | None, weights: Path | None) -> "list[Engine]":
-    """Returns what `bench` times: the teacher, the student, and the exported student.
-
-    Raises:
-        InputError: the run has no teacher and none is named, or the student is not exported.
-    """
-    from indistill.export.bench import Engine
-
-    if teacher is not None:
-        size = {"image_size": run.preprocessing.image_size}
-        first = Engine("teacher", "pytorch", teacher, str(weights) if weights else None, size)
-    else:
-        described = describe_teacher(run)
-        first = Engine("teacher", "pytorch", described["source"], described.get("weights"), described["arguments"])
-    file = onnx or run.weights.with_suffix(".onnx")
-    if not file.is_file():
-        raise InputError(
-            f"there is no {file}: write it by 'indistill export {run.folder} --onnx', or name it with --onnx"
-        )
-    return [
-        first,
-        Engine("student", "pytorch", str(run.folder)),
-        Engine("student", "onnxruntime", str(file)),
-    ]
 
 
 def describe_teacher(run: Run) -> dict[str, Any]:

@@ -12,10 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from indistill.cli.stdout import emit
-from indistill.hashing import hash_file
 
 if TYPE_CHECKING:
-    from indistill.export.artefact import Artefact
     from indistill.retrieval.index import Manifest
     from indistill.retrieval.metrics import Evaluation, Metric
 
@@ -26,31 +24,6 @@ def print_run(folder: Path) -> None:
     """Prints the run folder, and on standard error what may be done with it."""
     emit(str(folder))
     typer.echo(f"Next: indistill export {folder} --onnx", err=True)
-
-
-def print_export(file: Path, artefact: "Artefact", *, as_json: bool) -> None:
-    """Prints the exported file and how far it is from PyTorch."""
-    size = file.stat().st_size
-    if as_json:
-        print_json(
-            {
-                "file": str(file),
-                "size_bytes": size,
-                "sha256": hash_file(file),
-                "embedding_dim": artefact.embedding_dim,
-                "precision": artefact.precision,
-                "preprocessing": artefact.preprocessing.to_dict(),
-                "verification": dict(artefact.verification),
-            }
-        )
-        return
-    figures = artefact.verification
-    emit(f"{file}  {size / 1e6:.2f} MB  {artefact.precision}  {artefact.embedding_dim} dimensions")
-    emit(
-        f"agrees with PyTorch: largest difference {figures['max_difference']:.1e}, "
-        f"smallest cosine {figures['min_cosine']:.6f}"
-    )
-    typer.echo(f"Next: indistill index build IMAGES --model {file} --out INDEX", err=True)
 
 
 def print_index(folder: Path, manifest: "Manifest", *, as_json: bool) -> None:
@@ -96,34 +69,6 @@ def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> Non
     if figures["skipped"]:
         typer.echo(f"warning: {figures['skipped']} images were skipped", err=True)
     typer.echo(f"wrote {run / 'report.html'}", err=True)
-
-
-def print_bench(figures: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a row for each engine and batch size, and the warnings."""
-    if as_json:
-        print_json(figures)
-    else:
-        header = ["engine", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "size MB", "first s", "times faster"]
-        print_table(header, [_format_bench(result) for result in figures["results"]])
-        environment = figures["environment"]
-        typer.echo(
-            f"{environment['cpu']}, {environment['threads']} threads; decoding and resizing are not timed", err=True
-        )
-    for warning in figures["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
-
-
-def _format_bench(result: dict[str, Any]) -> list[str]:
-    latency, ratio = result["latency_ms"], result["speedup_vs_teacher"]
-    return [
-        f"{result['role']}, {result['engine']}",
-        str(result["batch"]),
-        *(f"{latency[name]:.2f}" for name in ("p50", "p95", "p99")),
-        f"{result['throughput_images_per_s']:,.0f}",
-        f"{result['size_bytes'] / 1e6:.2f}",
-        f"{result['first_result_s']:.2f}",
-        f"{ratio['p50']:.2f} ({ratio['p50_low']:.2f} to {ratio['p50_high']:.2f})",
-    ]
 
 
 def print_json(data: object) -> None:

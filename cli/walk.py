@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,9 @@ from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, open_folder, open_images
 from indistill.embedding import embed_pixels
 from indistill.errors import ExistsError
-from indistill.export.bench import Engine, Protocol, run_bench
+from indistill.export.bench import Protocol, run_bench
+from indistill.export.bench_process import Engine
+from indistill.export.bench_report import BenchReport
 from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import Network, load_network
@@ -79,7 +80,7 @@ def walk_digits(out: Path, seed: int, say: Callable[[str], None]) -> WalkResult:
     described = load_described(str(student))
     export_onnx(described.network, recipe.preprocessing, pixels.images[:32], file, provenance=described.provenance)
     say("5/7 time it against the teacher")
-    figures = _time_engines(teacher, baseline, student, file, pixels, recipe)
+    figures = _time_engines(teacher, baseline, student, file, train, recipe)
     say("6/7 index a gallery of images and search it")
     gallery, queries = write_images(train, out / "gallery"), write_images(test, out / "queries")
     index = out / "index"
@@ -93,7 +94,7 @@ def walk_digits(out: Path, seed: int, say: Callable[[str], None]) -> WalkResult:
     ]
     page = out / "report.html"
     write_text(page, _render(rows, {"teacher": teacher, "supervised": baseline, "InDistill": student}, index, queries))
-    return WalkResult(rows, page, figures["warnings"])
+    return WalkResult(rows, page, figures.warnings)
 
 
 def write_images(images: ImageSet, folder: Path) -> Path:
@@ -106,19 +107,19 @@ def write_images(images: ImageSet, folder: Path) -> Path:
 
 
 def _time_engines(
-    teacher: Path, baseline: Path, student: Path, file: Path, pixels: Pixels, recipe: Recipe
-) -> dict[str, Any]:
+    teacher: Path, baseline: Path, student: Path, file: Path, images: ImageSet, recipe: Recipe
+) -> BenchReport:
     engines = [
-        Engine("teacher", "pytorch", str(teacher)),
-        Engine("student", "pytorch", str(baseline)),
-        Engine("student", "pytorch", str(student)),
-        Engine("student", "onnxruntime", str(file)),
+        Engine("teacher", "pytorch", str(teacher), recipe.preprocessing),
+        Engine("student", "pytorch", str(baseline), recipe.preprocessing),
+        Engine("student", "pytorch", str(student), recipe.preprocessing),
+        Engine("student", "onnxruntime", str(file), recipe.preprocessing),
     ]
-    protocol = Protocol(batches=(1,), threads=1, rounds=3, min_seconds=0.2)
-    return run_bench(engines, pixels.images[:8], recipe.preprocessing, protocol)
+    protocol = Protocol(batches=(1,), threads=(1,), rounds=3, min_seconds=0.2)
+    return run_bench(engines, [images.fetch(position).content for position in range(8)], protocol)
 
 
-def _measure_network(name: str, run: Path, gallery: Pixels, queries: ImageSet, figures: dict[str, Any]) -> list[str]:
+def _measure_network(name: str, run: Path, gallery: Pixels, queries: ImageSet, figures: BenchReport) -> list[str]:
     described = load_described(str(run))
     query_pixels = load_pixels(queries, described.preprocessing)
     vectors = [
@@ -132,7 +133,7 @@ def _measure_network(name: str, run: Path, gallery: Pixels, queries: ImageSet, f
     return _format_row(name, vectors[0], vectors[1], parameters, read_run(run).weights, _find_latency(figures, run))
 
 
-def _measure_deployed(index: Path, queries: Path, file: Path, figures: dict[str, Any]) -> list[str]:
+def _measure_deployed(index: Path, queries: Path, file: Path, figures: BenchReport) -> list[str]:
     gallery, looked_for = embed_index_queries(index, open_folder(queries, str(queries)))
     return _format_row("deployed: ONNX + FAISS", gallery, looked_for, "", file, _find_latency(figures, file))
 
@@ -151,9 +152,8 @@ def _format_row(
     ]
 
 
-def _find_latency(figures: dict[str, Any], model: Path) -> float:
-    found = next(result for result in figures["results"] if result["model"] == str(model))
-    return float(found["latency_ms"]["p50"])
+def _find_latency(figures: BenchReport, model: Path) -> float:
+    return next(result.latency_ms.p50 for result in figures.results if result.model == str(model))
 
 
 def _render(rows: list[list[str]], runs: dict[str, Path], index: Path, queries: Path) -> str:

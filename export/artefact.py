@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from indistill.errors import ModelError
-from indistill.preprocess import Preprocessing
+from indistill.preprocess import PixelArray, Preprocessing
 
 Precision = Literal["fp32", "fp16", "int8"]
 InputKind = Literal["image", "tensor"]
@@ -69,6 +72,17 @@ class Artefact:
             "verification": json.dumps(dict(self.verification)),
         }
         return {PREFIX + key: value for key, value in values.items()}
+
+
+def make_input(pixels: PixelArray, preprocessing: Preprocessing, kind: InputKind) -> PixelArray | NDArray[np.float32]:
+    """Returns what a file takes for resized images (B, S, S, 3) uint8, as `Preprocessing.resize` gives them."""
+    if kind == "tensor":
+        return preprocessing.normalise(pixels)
+    margin = preprocessing.shortest_edge - preprocessing.image_size
+    if margin == 0:
+        return pixels
+    around = (margin // 2, margin - margin // 2)  # the graph crops it away again
+    return np.pad(pixels, ((0, 0), around, around, (0, 0)))
 
 
 _INPUTS: dict[InputKind, dict[str, str]] = {

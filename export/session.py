@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from indistill.errors import ModelError
-from indistill.export.artefact import INPUT_NAMES, OUTPUT_NAME, Artefact, read_artefact
+from indistill.export.artefact import INPUT_NAMES, OUTPUT_NAME, Artefact, make_input, read_artefact
 from indistill.hashing import hash_file
 from indistill.images import ImageSource, decode_image
 from indistill.preprocess import PixelArray
@@ -64,14 +64,7 @@ class EmbeddingSession:
 
     def embed_pixels(self, pixels: PixelArray) -> Embeddings:
         """Returns unit vectors (B, D) float32 for resized images (B, S, S, 3) uint8; see `Preprocessing.resize`."""
-        preprocessing = self.artefact.preprocessing
-        if self.artefact.input == "tensor":
-            return self._run(preprocessing.normalise(pixels))
-        margin = preprocessing.shortest_edge - preprocessing.image_size
-        if margin:  # the graph resizes to the shortest edge and crops: give it what it will crop away
-            around = (margin // 2, margin - margin // 2)
-            pixels = np.pad(pixels, ((0, 0), around, around, (0, 0)))
-        return self._run(pixels)
+        return self._run(make_input(pixels, self.artefact.preprocessing, self.artefact.input))
 
     def embed_decoded(self, pixels: PixelArray) -> Embeddings:
         """Returns unit vectors (B, D) float32 for decoded images (B, H, W, 3) uint8 of one size, whatever it is."""

@@ -39,7 +39,12 @@ RUN_FILES = (
     "report.html",
     "closeness.json",
     "loggers.json",
-    *(name for weights in WEIGHTS_NAMES.values() for name in (weights, weights.replace("safetensors", "onnx"))),
+    "preprocessor_config.json",
+    *(
+        weights.replace(".safetensors", end)
+        for weights in WEIGHTS_NAMES.values()
+        for end in (".safetensors", ".onnx", "_fp16.onnx", "_int8.onnx")
+    ),
 )
 BEFORE_CONFIG = {"environment.json", "environment.json.partial", "config.yaml.partial"}  # of a start that was cut off
 LOGGER_FOLDERS = ("tensorboard", "wandb")

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from indistill.errors import DataError
-from indistill.retrieval.metrics import DEFAULT_KS, Evaluation, Labels, Metric, Vectors, evaluate_vectors
+from indistill.retrieval.metrics import (
+    DEFAULT_KS,
+    Evaluation,
+    Labels,
+    Metric,
+    Vectors,
+    evaluate_vectors,
+    normalise_rows,
+    rank_relevant,
+)
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 
@@ -54,6 +63,29 @@ def evaluate_retrieval(
 def measure_map_at_r(gallery: Vectors, gallery_labels: Labels, queries: Vectors, query_labels: Labels) -> float:
     """Returns `map@r` by cosine alone, as a training measures its held-out images; see `evaluate_vectors`."""
     return evaluate_vectors(gallery, gallery_labels, queries, query_labels, "cosine", ks=()).metrics["map@r"]
+
+
+def measure_map_among(vectors: Vectors, labels: Labels) -> float:
+    """Returns `map` by cosine where each image is looked for among all the others.
+
+    Args:
+        vectors: (N, D).
+        labels: (N,); an image that is alone in its class counts nowhere.
+
+    Raises:
+        DataError: every image is alone in its class.
+    """
+    order = np.argsort(labels, kind="stable")  # relevant items stand side by side
+    unit, grouped = normalise_rows(vectors)[order], labels[order]
+    starts, ends = (np.searchsorted(grouped, grouped, side=side) for side in ("left", "right"))
+    precisions = []
+    for query in np.flatnonzero(ends - starts > 1).tolist():
+        scores, positions = (np.delete(values, query) for values in (unit @ unit[query], order))
+        ranks = rank_relevant(scores, int(starts[query]), int(ends[query]) - 1, positions)
+        precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+    if not precisions:
+        raise DataError("every image is alone in its class: two images of a class at least are needed for map")
+    return float(np.mean(precisions))
 
 
 def _number(labels: Sequence[str | None], classes: dict[str, int]) -> Labels:
