@@ -243,7 +243,9 @@ def test_export_describes_the_file_as_json(places: Places) -> None:
         "sha256",
         "embedding_dim",
         "precision",
+        "input",
         "preprocessing",
+        "quantisation",
         "verification",
     ]
     assert described["file"] == str(target)
