@@ -21,6 +21,8 @@ from tests.export.conftest import PREPROCESSING
 
 Change = Callable[[onnx.ModelProto], object]
 SYMBOLIC = ["batch", "height", "width", 3]
+PIXELS = {"layout": "NHWC", "dtype": "uint8", "colours": "RGB"}
+NORMALISED = {"layout": "NCHW", "dtype": "float32", "colours": "RGB"}
 
 
 def spoil(file: Path, folder: Path, change: Change) -> Path:
@@ -173,7 +175,7 @@ def set_dims(model: onnx.ModelProto, dims: list[int]) -> None:
 
 DAMAGED: dict[str, tuple[Change, str]] = {
     "more weights declared than stored": (lambda model: set_dims(model, [2**40, 2**40]), "are declared"),
-    "fewer weights declared than stored": (lambda model: set_dims(model, []), "values where 1 are declared"),
+    "fewer weights declared than stored": (lambda model: set_dims(model, [0]), "values where 0 are declared"),
     "a negative dimension": (lambda model: set_dims(model, [-1, -1]), "has a negative dimension"),
     "too many dimensions": (lambda model: set_dims(model, [2**60] * 1000), "more than 16"),
     "an element type that no network has": (
@@ -208,7 +210,7 @@ INTERFACES: dict[str, tuple[Change, str]] = {
     "another name": (declare("input", "pixels", TensorProto.UINT8, ["batch", 32, 32, 3]), "its input is pixels uint8"),
     "two inputs": (
         lambda model: model.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [1])),
-        "its input is image uint8 [batch, 32, 32, 3] and b float32 [1], but",
+        "its input is image uint8 [batch, height, width, 3] and b float32 [1], but",
     ),
     "no input": (lambda model: model.graph.ClearField("input"), "its input is none, but"),
     "two outputs": (
@@ -247,9 +249,12 @@ def prepare(**values: object) -> Change:
 METADATA: dict[str, tuple[Change, str]] = {
     "none": (lambda model: model.ClearField("metadata_props"), "indistill.embedding_dim"),
     "no preprocessing": (describe(preprocessing=None), "indistill.preprocessing"),
-    "no input": (describe(input=None), "does not describe its input"),
-    "another input": (describe(input='{"layout": "NCHW", "dtype": "uint8"}'), "('NCHW', 'uint8')"),
-    "input of lists": (describe(input='{"layout": [1], "dtype": {}}'), "([1], {})"),
+    "no input": (describe(input=None), "indistill.input"),
+    "another input": (
+        describe(input='{"layout": "NCHW", "dtype": "uint8"}'),
+        "input is {'layout': 'NCHW', 'dtype': 'uint8'}",
+    ),
+    "input of lists": (describe(input='{"layout": [1], "dtype": {}}'), "input is {'layout': [1], 'dtype': {}}"),
     "an enormous side": (prepare(image_size=10**9), "at most 89,478,485 pixels"),
     "a side of a thousand digits": (prepare(image_size=10**1000), "at most 89,478,485 pixels"),
     "a side of five thousand digits": (
@@ -306,9 +311,9 @@ def make_model(file: Path, given: onnx.ValueInfoProto, described: dict[str, str]
 @pytest.mark.parametrize(
     ("name", "element_type", "shape", "described"),
     [
-        ("image", TensorProto.UINT8, ["batch", 32, 32, 3], {"layout": "NHWC", "dtype": "uint8"}),
-        ("image", TensorProto.UINT8, SYMBOLIC, {"layout": "NHWC", "dtype": "uint8", "colours": "RGB"}),
-        ("pixel_values", TensorProto.FLOAT, ["batch", 3, 32, 32], {"layout": "NCHW", "dtype": "float32"}),
+        ("image", TensorProto.UINT8, ["batch", 32, 32, 3], PIXELS),
+        ("image", TensorProto.UINT8, SYMBOLIC, PIXELS),
+        ("pixel_values", TensorProto.FLOAT, ["batch", 3, 32, 32], NORMALISED),
     ],
     ids=["pixels of one size", "pixels of any size", "tensor"],
 )
@@ -319,14 +324,14 @@ def test_pixels_and_tensors_are_possible_inputs(
     path = tmp_path / "means.onnx"
     onnx.save(make_model(file, given, described), path)
     EmbeddingSession(path)
-    other = {"NHWC": {"layout": "NCHW", "dtype": "float32"}, "NCHW": {"layout": "NHWC", "dtype": "uint8"}}
+    other = {"NHWC": NORMALISED, "NCHW": PIXELS}
     onnx.save(make_model(file, given, other[described["layout"]]), path)
     assert "by its metadata it would be" in refuse(path)
 
 
 def test_a_file_that_gives_other_shapes_than_it_declares_is_refused_when_it_runs(file: Path, tmp_path: Path) -> None:
     given = helper.make_tensor_value_info("image", TensorProto.UINT8, SYMBOLIC)
-    model = make_model(file, given, {"layout": "NHWC", "dtype": "uint8"})
+    model = make_model(file, given, PIXELS)
     model.graph.initializer[0].CopyFrom(helper.make_tensor("axes", TensorProto.INT64, [2], [0, 3]))
     seal(model)
     onnx.save(model, tmp_path / "means.onnx")
@@ -475,6 +480,6 @@ def test_a_file_of_ours_is_read_as_onnx_reads_it(file: Path) -> None:
     assert sum(found.elements.values()) == sum(int(np.prod(each.dims)) for each in expected.graph.initializer)
     assert found.metadata == {entry.key: entry.value for entry in expected.metadata_props}
     assert [str(each) for each in (*found.inputs, *found.outputs)] == [
-        "image uint8 [batch, 32, 32, 3]",
+        "image uint8 [batch, height, width, 3]",
         "embedding float32 [batch, 64]",
     ]
