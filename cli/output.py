@@ -49,27 +49,25 @@ def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, 
         print_json({"file": str(file)} | facts, ascii_only=True)
         return
     described = facts["artefact"] or {"written by": "another program: it does not say how images are prepared for it"}
+    shown = {f"indistill.{name}" for name in described}
     lines = {
         "file": str(file),
         "size": f"{model.size_bytes / 1e6:.2f} MB",
         "SHA-256": model.sha256,
         "format": f"opset {model.opset}, IR version {model.ir_version}",
         "producer": model.producer,
-        "input": ", ".join(map(str, model.inputs)),
-        "output": ", ".join(map(str, model.outputs)),
+        "takes": ", ".join(map(str, model.inputs)),
+        "gives": ", ".join(map(str, model.outputs)),
         "operators": ", ".join(f"{count} {name}" for name, count in model.operators.items()),
         "parameters": f"{facts['parameters']:,}",
         "of type": ", ".join(f"{name} {count:,}" for name, count in model.elements.items()),
         **described,
-        **{
-            name: text
-            for name, text in sorted(model.metadata.items())
-            if name.removeprefix("indistill.") not in described
-        },
+        # Under a name of their own: what a file says must not stand in for what it is.
+        **{f"metadata {name}": text for name, text in sorted(model.metadata.items()) if name not in shown},
     }
     for name, value in lines.items():
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
-        emit(f"{escape_text(name, 60):<33}{escape_text(text, 1000)}".rstrip())
+        emit(f"{escape_text(name, 60) + ' ':<17}{escape_text(text, 1000)}".rstrip())
 
 
 def print_evaluation(evaluations: "dict[Metric, Evaluation]", *, as_json: bool) -> None:
