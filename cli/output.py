@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from indistill.cli.stdout import emit
+from indistill.errors import escape_text
 
 if TYPE_CHECKING:
+    from indistill.export.artefact import Artefact
+    from indistill.export.opening import ModelFile
     from indistill.retrieval.index import Manifest
     from indistill.retrieval.metrics import Evaluation, Metric
 
@@ -37,6 +40,34 @@ def print_index(folder: Path, manifest: "Manifest", *, as_json: bool) -> None:
     )
     emit(f"gallery {manifest.root}")
     emit(f"model   SHA-256 {manifest.model_sha256}")
+
+
+def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, as_json: bool) -> None:
+    """Prints what an ONNX file is and what it says of itself; its texts are anyone's and are made harmless."""
+    facts = asdict(model) | {"parameters": sum(model.elements.values()), "artefact": artefact and asdict(artefact)}
+    if as_json:
+        print_json({"file": str(file)} | facts, ascii_only=True)
+        return
+    described = facts["artefact"] or {"written by": "another program: it does not say how images are prepared for it"}
+    shown = {f"indistill.{name}" for name in described}
+    lines = {
+        "file": str(file),
+        "size": f"{model.size_bytes / 1e6:.2f} MB",
+        "SHA-256": model.sha256,
+        "format": f"opset {model.opset}, IR version {model.ir_version}",
+        "producer": model.producer,
+        "takes": ", ".join(map(str, model.inputs)),
+        "gives": ", ".join(map(str, model.outputs)),
+        "operators": ", ".join(f"{count} {name}" for name, count in model.operators.items()),
+        "parameters": f"{facts['parameters']:,}",
+        "of type": ", ".join(f"{name} {count:,}" for name, count in model.elements.items()),
+        **described,
+        # Under a name of their own: what a file says must not stand in for what it is.
+        **{f"metadata {name}": text for name, text in sorted(model.metadata.items()) if name not in shown},
+    }
+    for name, value in lines.items():
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+        emit(f"{escape_text(name, 60) + ' ':<17}{escape_text(text, 1000)}".rstrip())
 
 
 def print_evaluation(evaluations: "dict[Metric, Evaluation]", *, as_json: bool) -> None:
@@ -71,9 +102,9 @@ def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> Non
     typer.echo(f"wrote {run / 'report.html'}", err=True)
 
 
-def print_json(data: object) -> None:
-    """Prints JSON, text as it is and not escaped."""
-    emit(json.dumps(data, ensure_ascii=False, indent=2))
+def print_json(data: object, *, ascii_only: bool = False) -> None:
+    """Prints JSON, text as it is and not escaped; or in ASCII, where anyone may have written it."""
+    emit(json.dumps(data, ensure_ascii=ascii_only, indent=2))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

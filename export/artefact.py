@@ -5,6 +5,7 @@ Every value is text; structures are JSON. Anyone with ONNX Runtime alone reads i
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from indistill.errors import ModelError
+from indistill.errors import InputError, ModelError, escape_text
 from indistill.preprocess import PixelArray, Preprocessing
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -21,6 +22,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 INPUT_NAMES: dict[InputKind, str] = {"image": "image", "tensor": "pixel_values"}
 OUTPUT_NAME = "embedding"
 PREFIX = "indistill."
+GRAPH_SHA256 = PREFIX + "graph_sha256"  # of the graph's bytes in the file: a flipped bit may end ONNX Runtime
+MAX_DIMENSION = 65_536
 
 
 @dataclass(frozen=True)
@@ -102,25 +105,64 @@ def read_artefact(metadata: Mapping[str, str], file: str) -> Artefact:
     Raises:
         ModelError: the file was not written by `indistill export`, or its metadata is damaged.
     """
-
-    def read(key: str) -> Any:  # noqa: ANN401 -- JSON
-        return json.loads(metadata[PREFIX + key])
-
     try:
+        dimension, verification = int(metadata[PREFIX + "embedding_dim"]), _read_json(metadata, "verification")
+        if not 1 <= dimension <= MAX_DIMENSION:
+            raise ValueError(f"embedding_dim is {dimension}, at most {MAX_DIMENSION} is possible")
         return Artefact(
-            metadata[PREFIX + "name"],
-            int(metadata[PREFIX + "embedding_dim"]),
-            Preprocessing.from_dict(read("preprocessing")),
-            next(kind for kind, described in _INPUTS.items() if described == read("input")),
-            next(precision for precision in PRECISIONS if precision == metadata[PREFIX + "precision"]),
-            read("quantisation"),
-            metadata[PREFIX + "teacher"],
-            metadata[PREFIX + "weights_sha256"],
-            metadata[PREFIX + "data_fingerprint"],
-            read("verification"),
-            metadata[PREFIX + "version"],
+            _read_text(metadata, "name"),
+            dimension,
+            Preprocessing.from_dict(_read_json(metadata, "preprocessing")),
+            _choose_input(_read_json(metadata, "input")),
+            _choose_precision(_read_text(metadata, "precision")),
+            _read_json(metadata, "quantisation"),
+            _read_text(metadata, "teacher"),
+            _read_text(metadata, "weights_sha256"),
+            _read_text(metadata, "data_fingerprint"),
+            verification,
+            _read_text(metadata, "version"),
         )
-    except (KeyError, ValueError, TypeError, AttributeError, StopIteration) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, InputError) as error:
         raise ModelError(
-            f"{file} does not describe its preprocessing ({error}): it was not written by 'indistill export RUN --onnx'"
+            f"{file} does not describe its preprocessing ({escape_text(str(error))}): it was not written by "
+            "'indistill export RUN --onnx', or is damaged"
         ) from error
+
+
+def _choose_input(described: dict[str, Any]) -> InputKind:
+    for kind, known in _INPUTS.items():
+        if described == known:
+            return kind
+    raise ValueError(f"input is {described}")
+
+
+def _choose_precision(name: str) -> Precision:
+    for precision in PRECISIONS:
+        if name == precision:
+            return precision
+    raise ValueError(f"precision is {name}")
+
+
+def _read_text(metadata: Mapping[str, str], key: str) -> str:
+    text = metadata[PREFIX + key]
+    if not text.isprintable():
+        raise ValueError(f"{key} has characters that are no text")
+    return text
+
+
+def _read_json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Returns an object whose numbers are all finite."""
+    try:
+        value = json.loads(metadata[PREFIX + key], parse_float=_read_float, parse_constant=_read_float)
+    except RecursionError as error:
+        raise ValueError(f"{key} is nested too deep") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is no JSON object")
+    return value
+
+
+def _read_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number

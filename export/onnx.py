@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from indistill import __version__
 from indistill.errors import ExistsError, InputError, ModelError, VerificationError
-from indistill.export.artefact import INPUT_NAMES, OUTPUT_NAME, Artefact, InputKind, Precision
+from indistill.export.artefact import GRAPH_SHA256, INPUT_NAMES, OUTPUT_NAME, Artefact, InputKind, Precision
 from indistill.export.graph import FEATURES, SHORTEST, append_norm, prepend_preprocessing
 from indistill.export.processor import PROCESSOR_FILE, format_processor
 from indistill.export.quantise import METHODS, convert_to_fp16, convert_to_int8
@@ -299,7 +299,8 @@ def _describe(model: onnx.ModelProto, artefact: Artefact) -> None:
     model.graph.ClearField("doc_string")
     model.ClearField("doc_string")
     model.graph.name = "indistill"
-    onnx.helper.set_model_props(model, artefact.to_metadata())
+    digest = hashlib.sha256(model.graph.SerializeToString()).hexdigest()
+    onnx.helper.set_model_props(model, artefact.to_metadata() | {GRAPH_SHA256: digest})
 
 
 def _check_graph(model: onnx.ModelProto, artefact: Artefact) -> None:

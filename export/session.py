@@ -8,26 +8,29 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
-from indistill.errors import ModelError
+from indistill.errors import ModelError, escape_text
 from indistill.export.artefact import INPUT_NAMES, OUTPUT_NAME, Artefact, make_input, read_artefact
-from indistill.hashing import hash_file
+from indistill.export.opening import examine_file, require_interface
 from indistill.images import ImageSource, decode_image
 from indistill.preprocess import PixelArray
 
 Embeddings = NDArray[np.float32]
 BATCH_SIZE = 32
 # ONNX Runtime's errors have no common class.
-_LOAD_ERRORS = tuple(
-    getattr(ort.capi.onnxruntime_pybind11_state, name)
-    for name in (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
+_ERRORS = (
+    UnicodeDecodeError,  # of a message with a name that is not UTF-8
+    *(
+        getattr(ort.capi.onnxruntime_pybind11_state, name)
+        for name in (
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "InvalidProtobuf",
+            "NoSuchFile",
+            "NotImplemented",
+            "RuntimeException",
+        )
+    ),
 )
 
 
@@ -43,24 +46,24 @@ class EmbeddingSession:
         sha256: of the file.
 
     Raises:
-        ModelError: no such file, no ONNX file, or not one that `indistill export` wrote.
+        ModelError: no such file, no ONNX file, one that is not safe, or not one that `indistill export` wrote.
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        if not path.is_file():
-            raise ModelError(f"model: there is no file {path}")
+        model = examine_file(path)  # before anything of it is run
+        self.artefact: Artefact = read_artefact(model.metadata, path.name)
+        require_interface(model, self.artefact, path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # FAISS shares the process
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised too, and would be printed twice
         try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except _LOAD_ERRORS as error:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        except _ERRORS as error:
             raise ModelError(f"model: {path} is not an ONNX file that can be run: {_shorten(error)}") from error
         self.path = path
-        self.artefact: Artefact = read_artefact(self._session.get_modelmeta().custom_metadata_map, path.name)
-        self.sha256 = hash_file(path)
+        self.sha256 = model.sha256
 
     def embed_pixels(self, pixels: PixelArray) -> Embeddings:
         """Returns unit vectors (B, D) float32 for resized images (B, S, S, 3) uint8; see `Preprocessing.resize`."""
@@ -74,7 +77,13 @@ class EmbeddingSession:
         return self.embed_pixels(np.stack([resize(Image.fromarray(image)) for image in pixels]))
 
     def _run(self, given: PixelArray | NDArray[np.float32]) -> Embeddings:
-        embeddings: Embeddings = self._session.run([OUTPUT_NAME], {INPUT_NAMES[self.artefact.input]: given})[0]
+        try:
+            embeddings: Embeddings = self._session.run([OUTPUT_NAME], {INPUT_NAMES[self.artefact.input]: given})[0]
+        except _ERRORS as error:
+            raise ModelError(f"model: {self.path} cannot be run: {_shorten(error)}") from error
+        expected = (len(given), self.artefact.embedding_dim)
+        if embeddings.shape != expected:
+            raise ModelError(f"model: {self.path} gives {embeddings.shape} where it says {expected}")
         return embeddings
 
     def embed_images(self, sources: Sequence[ImageSource]) -> Embeddings:
@@ -92,4 +101,4 @@ class EmbeddingSession:
 
 
 def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return escape_text(" ".join(str(error).split()))

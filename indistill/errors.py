@@ -70,3 +70,9 @@ def describe_error(error: BaseException) -> str:
     """Returns what another library's error says, in one line: its type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def escape_text(text: str, limit: int = 200) -> str:
+    """Returns text from anyone as it may be shown: in one line, short, with nothing that steers a terminal."""
+    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[:limit])
+    return shown + "..." * (len(text) > limit)

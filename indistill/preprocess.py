@@ -1,5 +1,8 @@
 """Preprocessing: the one object that training, export, indexing and search share. Needs no torch."""
 
+import math
+import operator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,8 +38,20 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
     def __post_init__(self) -> None:
-        if self.image_size < 1 or not 0 < self.crop <= 1 or min(self.std) <= 0:
-            raise InputError(f"preprocessing needs image_size >= 1, crop in (0, 1] and positive std: {self}")
+        channels = (*self.mean, *self.std)
+        if (
+            self.image_size < 1
+            or not 0 < self.crop <= 1
+            or self.image_size > self.crop * MAX_PIXELS**0.5
+            or len(self.mean) != 3
+            or len(self.std) != 3
+            or not all(map(math.isfinite, channels))
+            or min(self.std) <= 0
+        ):
+            raise InputError(
+                f"preprocessing needs image_size >= 1, crop in (0, 1], at most {MAX_PIXELS:,} pixels, three "
+                f"finite means and positive std: {self}"
+            )
 
     @property
     def shortest_edge(self) -> int:
@@ -83,5 +98,11 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Preprocessing":
-        """Returns the object that `to_dict` described."""
-        return cls(int(data["image_size"]), float(data["crop"]), tuple(data["mean"]), tuple(data["std"]))
+        """Returns what `to_dict` described, or raises ValueError, TypeError, KeyError, OverflowError or InputError."""
+        size, crop = operator.index(data["image_size"]), float(data["crop"])
+        return cls(size, crop, _read_channels(data["mean"]), _read_channels(data["std"]))
+
+
+def _read_channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue

@@ -31,7 +31,9 @@ TORCH_FREE = {
     "indistill.data.named",
     "indistill.data.pixels",
     "indistill.export.artefact",
+    "indistill.export.opening",
     "indistill.export.session",
+    "indistill.export.wire",
 }
 
 

@@ -23,6 +23,7 @@ WITHOUT_TORCH = {
     "search --html": "search {index} {query} --html {out}",
     "index build": "index build {gallery} --model {model} --out {out}",
     "index info": "index info {index}",
+    "info": "info {model}",
     "evaluate INDEX": "evaluate {index} --queries {queries}",
     "evaluate an ONNX file": "evaluate --model {model} --gallery {gallery} --queries {queries}",
 }
