@@ -87,7 +87,8 @@ def test_a_precision_that_fails_a_gate_is_refused_and_the_others_stay(
     assert "error: the int8 file does not agree with PyTorch and was not kept: overlap of the ten nearest" in result.err
     assert "int8 does not pass its gates" in result.out
     assert {path.name for path in tmp_path.glob("*.onnx")} == {"net.onnx", "net_fp16.onnx"}
-    alone = run_cli("export", workspace["run"], *arguments[:-1], "int8", "--overwrite")
+    arguments[2], arguments[-1] = tmp_path / "alone.onnx", "int8"
+    alone = run_cli("export", workspace["run"], *arguments)
     assert alone.code == 1
     assert alone.out == ""
     assert "the int8 file does not agree with PyTorch" in alone.err
