@@ -7,8 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
 from indistill.cli.walk import write_images
 from indistill.data.sets import open_images
+from indistill.export.onnx import export_onnx
+from indistill.export.session import EmbeddingSession
+from indistill.models.loading import load_network
+from indistill.preprocess import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +27,25 @@ def read_walk() -> list[list[str]]:
     found = re.search(r"<!-- run by tests/test_readme\.py -->\n```bash\n(.*?)```", text, re.DOTALL)
     assert found is not None
     return [shlex.split(line) for line in found.group(1).splitlines()]
+
+
+def test_the_readmes_use_of_a_file_runs_as_it_stands(tmp_path: Path) -> None:
+    """With the exported file, onnxruntime, NumPy and Pillow alone; what it prints is the cosine that our reader has."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(32, 0.875)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    export_onnx(load_network("paper:cnn-s"), preprocessing, pixels, tmp_path / "student.onnx")
+    for name, size in (("a.png", (70, 50)), ("b.png", (41, 97))):
+        Image.fromarray(pixels[len(size)]).resize(size).save(tmp_path / name)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- run by tests/test_readme\.py -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    assert set(re.findall(r"^(?:import|from) (\w+)", found.group(1), re.MULTILINE)) == {"numpy", "onnxruntime", "PIL"}
+    done = subprocess.run(
+        [sys.executable, "-c", found.group(1)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, second = EmbeddingSession(tmp_path / "student.onnx").embed_images([tmp_path / "a.png", tmp_path / "b.png"])
+    assert float(done.stdout) == pytest.approx(float(first @ second), abs=1e-3)
 
 
 def test_the_readmes_walk_runs_as_it_stands(tmp_path: Path) -> None:
