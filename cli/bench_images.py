@@ -24,7 +24,7 @@ JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Images as they are stored, and their labels (N,), None unless each has one and there are two classes."""
+    """Images as they are stored, and their labels (N,): None unless each has one, and map can be measured by them."""
 
     contents: list[bytes]
     labels: NDArray[np.int64] | None
@@ -53,7 +53,8 @@ def read_encoded(spec: str | None, count: int, *, root: Path | None) -> EncodedI
     require_readable(spec, len(kept), skipped)
     report_skipped(skipped)
     labels = sample.labels[kept]
-    is_labelled = len(set(labels.tolist())) > 1 and UNLABELLED not in labels
+    counts = np.unique(labels, return_counts=True)[1]
+    is_labelled = len(counts) > 1 and counts.max() > 1 and UNLABELLED not in labels
     return EncodedImages(contents, labels if is_labelled else None)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from indistill.cli.output import print_json, print_table
 from indistill.cli.stdout import emit
-from indistill.errors import VerificationError
+from indistill.errors import IndistillError, ModelError, VerificationError
 from indistill.export.artefact import Artefact, Precision
 from indistill.export.bench_process import Engine
 from indistill.hashing import hash_file
@@ -67,22 +67,23 @@ def write_files(
     """Writes the files that pass their gates.
 
     Raises:
-        VerificationError: none does.
+        ModelError: the only one cannot be made.
+        VerificationError: none passes.
     """
     written: list[WrittenFile] = []
-    refused: dict[Precision, str] = {}
+    refused: dict[Precision, IndistillError] = {}
     with show_progress("writing and verifying", len(files), "files") as advance:
         for precision, path in files.items():
             try:
                 artefact = exporter.write(path, replace(options, precision=precision), overwrite=overwrite)
-            except VerificationError as error:
-                refused[precision] = str(error)
+            except (VerificationError, ModelError) as error:
+                refused[precision] = error
             else:
                 written.append(WrittenFile(path, artefact))
             advance(1)
     if not written:
-        raise VerificationError(next(iter(refused.values())))
-    return Exports(tuple(written), refused)
+        raise next(iter(refused.values()))
+    return Exports(tuple(written), {precision: str(error) for precision, error in refused.items()})
 
 
 def judge_files(
@@ -150,7 +151,8 @@ def print_exports(exports: Exports, verdict: Verdict | None, *, as_json: bool) -
     """
     if as_json:
         described: list[dict[str, Any]] = [_describe(file) for file in exports.files]
-        data = described[0] if verdict is None else {"files": described, "verdict": _describe_verdict(verdict)}
+        judged = None if verdict is None else _describe_verdict(verdict)
+        data = described[0] if len(described) == 1 and not judged else {"files": described, "verdict": judged}
         print_json(data | ({"refused": dict(exports.refused)} if exports.refused else {}))
     else:
         for file in exports.files:

@@ -55,11 +55,13 @@ def read_gate_images(
     pixels = _read(spec, preprocessing, count + (CALIBRATION_IMAGES if own else 0), root)
     gate, calibration = np.arange(len(pixels)), None
     if own:
-        others = np.linspace(0, len(pixels) - 1, min(CALIBRATION_IMAGES, len(pixels) // 2)).astype(int)
+        wanted = min(CALIBRATION_IMAGES, max(len(pixels) - count, len(pixels) // 2))
+        others = np.linspace(0, len(pixels) - 1, wanted).astype(int)
         if len(others) < MINIMUM_IMAGES:  # few images: all of them for both
             others = gate
         else:
             gate = np.setdiff1d(gate, others)
+        gate = gate[np.linspace(0, len(gate) - 1, min(count, len(gate))).astype(int)]
         calibration = pixels.images[others]
     elif int8 and calibrate is not None:
         calibration = _read(calibrate, preprocessing, CALIBRATION_IMAGES, root).images

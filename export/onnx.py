@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indistill import __version__
+from indistill.closeness import MINIMUM_IMAGES
 from indistill.errors import ExistsError, InputError, ModelError, VerificationError
 from indistill.export.artefact import GRAPH_SHA256, INPUT_NAMES, OUTPUT_NAME, Artefact, InputKind, Precision
 from indistill.export.graph import FEATURES, SHORTEST, append_norm, prepend_preprocessing
+from indistill.export.opening import open_file
 from indistill.export.processor import PROCESSOR_FILE, format_processor
 from indistill.export.quantise import METHODS, convert_to_fp16, convert_to_int8
 from indistill.export.session import Embeddings, EmbeddingSession
@@ -103,7 +105,7 @@ class Exporter:
         on_progress: called with the number of images that PyTorch has just embedded; there are N.
 
     Raises:
-        ModelError: the network cannot be exported.
+        ModelError: the network cannot be exported, or gives vectors that are not finite.
         VerificationError: the exporter gave another opset or other shapes than those asked for.
     """
 
@@ -125,6 +127,8 @@ class Exporter:
             blocks.append(self._compute_reference(pixels[start : start + BLOCK]))
             on_progress(len(blocks[-1]))
         self._reference = np.concatenate(blocks)
+        if not np.isfinite(self._reference).all():
+            raise ModelError("the network gives vectors that are not finite for the images that it is verified with")
         self._artefact = Artefact(
             name=_strip_folders(network.spec),
             embedding_dim=self._reference.shape[1],
@@ -153,18 +157,23 @@ class Exporter:
 
         Raises:
             ExistsError: the file exists, or another model's `preprocessor_config.json` does.
-            InputError: the folder cannot be written to.
+            InputError: the folder cannot be written to, or there are too few images for the gates.
             ModelError: the network cannot be quantised.
             VerificationError: the file fails a gate.
         """
         require_free(path, self._artefact.preprocessing, options.precision, overwrite=overwrite)
+        if options.precision != "fp32" and len(self._pixels) < MINIMUM_IMAGES:
+            raise InputError(
+                f"the gates of {options.precision} need {MINIMUM_IMAGES} readable images at least, not "
+                f"{len(self._pixels)}: name others with --data"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
                 draft = Path(folder, path.name)
                 artefact = self._write_draft(draft, options)
-                write_text(path.parent / PROCESSOR_FILE, format_processor(artefact.preprocessing))
                 draft.replace(path)
+                write_text(path.parent / PROCESSOR_FILE, format_processor(artefact.preprocessing))
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
         return artefact
@@ -237,17 +246,21 @@ def hash_weights(module: nn.Module) -> str:
 
 def require_free(path: Path, preprocessing: Preprocessing, precision: Precision, *, overwrite: bool) -> None:
     """Raises ExistsError if a file would be replaced without being told to, or one of another precision at all."""
+    if path.is_dir():
+        raise ExistsError(f"{path} is a folder; name a file with --out")
     if path.exists():
         if not overwrite:
             raise ExistsError(f"{path} exists; choose another --out, or replace it with --overwrite")
         with contextlib.suppress(ModelError):  # anything else may be replaced
-            present = EmbeddingSession(path).artefact.precision
-            if present != precision:
+            _, present = open_file(path)
+            if present is not None and present.precision != precision:
                 raise ExistsError(
-                    f"{path} is the {present} file, which {precision} does not replace: choose another --out"
+                    f"{path} is the {present.precision} file, which {precision} does not replace: choose another --out"
                 )
     config = path.parent / PROCESSOR_FILE
-    if not overwrite and config.exists() and config.read_text(encoding="utf-8") != format_processor(preprocessing):
+    if config.is_dir():
+        raise ExistsError(f"{config} is a folder; choose another folder with --out")
+    if not overwrite and config.exists() and config.read_bytes() != format_processor(preprocessing).encode():
         raise ExistsError(
             f"{config} describes another preprocessing; choose a folder of its own with --out, or replace it with "
             "--overwrite"

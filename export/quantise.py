@@ -14,10 +14,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from indistill.errors import DataError, ModelError
+from indistill.errors import DataError, ModelError, describe_error
 from indistill.export.artefact import INPUT_NAMES
+from indistill.export.session import RUNTIME_ERRORS
 from indistill.preprocess import PixelArray, Preprocessing
 
+_ERRORS = (
+    *RUNTIME_ERRORS,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    KeyError,
+    AttributeError,
+)
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
 MINIMUM_IMAGES = 128
@@ -52,9 +63,12 @@ def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that float16 rounds to zero: the gate looks at the result
-        converted = convert_float_to_float16(copy, keep_io_types=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that float16 rounds to zero: the gate looks at the result
+            converted = convert_float_to_float16(copy, keep_io_types=True)
+    except _ERRORS as error:
+        raise ModelError(f"the network cannot be converted to float16: {describe_error(error)}") from error
     OnnxModel(converted).topological_sort()  # the conversion puts casts at the end
     converted.graph.ClearField("value_info")  # and leaves the types of before
     model_with_casts: onnx.ModelProto = converted
@@ -124,8 +138,8 @@ def convert_to_int8(
                 calibrate_method=methods[method],
             )
             quantised = onnx.load(taken)
-    except (ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise ModelError(f"the network cannot be quantised: {' '.join(str(error).split())[:200]}") from error
+    except _ERRORS as error:
+        raise ModelError(f"the network cannot be quantised: {describe_error(error)}") from error
     finally:
         logging.disable(disabled)
     return quantised, {

@@ -17,7 +17,7 @@ from indistill.preprocess import PixelArray
 Embeddings = NDArray[np.float32]
 BATCH_SIZE = 32
 # ONNX Runtime's errors have no common class.
-_ERRORS = (
+RUNTIME_ERRORS = (
     UnicodeDecodeError,  # of a message with a name that is not UTF-8
     *(
         getattr(ort.capi.onnxruntime_pybind11_state, name)
@@ -60,7 +60,7 @@ class EmbeddingSession:
         options.log_severity_level = 4  # its errors are raised too, and would be printed twice
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-        except _ERRORS as error:
+        except RUNTIME_ERRORS as error:
             raise ModelError(f"model: {path} is not an ONNX file that can be run: {_shorten(error)}") from error
         self.path = path
         self.sha256 = model.sha256
@@ -79,7 +79,7 @@ class EmbeddingSession:
     def _run(self, given: PixelArray | NDArray[np.float32]) -> Embeddings:
         try:
             embeddings: Embeddings = self._session.run([OUTPUT_NAME], {INPUT_NAMES[self.artefact.input]: given})[0]
-        except _ERRORS as error:
+        except RUNTIME_ERRORS as error:
             raise ModelError(f"model: {self.path} cannot be run: {_shorten(error)}") from error
         expected = (len(given), self.artefact.embedding_dim)
         if embeddings.shape != expected:

@@ -24,18 +24,22 @@ Reference = Callable[[PixelArray], Embeddings]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file of a precision must keep to; see `Agreement` for the names."""
+    """What a file of a precision must keep to; see `Agreement` for the names.
+
+    Without `min_overlap`, neighbours and retrieval are measured but cannot fail: vectors that agree to 1e-5 can only
+    swap images that are as near as makes no difference, which in a network that hardly tells images apart are many.
+    """
 
     max_difference: float
     min_cosine: float
     min_size_cosine: float
-    min_overlap: float
+    min_overlap: float | None
     max_norm_error: float = 1e-3
 
 
 # Measured noise of float32 is 4e-7. One 8-bit level of the resize moves a quantised network further than a float one.
 LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(1e-5, 0.99999, 0.999, 0.99),
+    "fp32": Limits(1e-5, 0.99999, 0.999, None),
     "fp16": Limits(5e-3, 0.9999, 0.999, 0.9),
     "int8": Limits(0.25, 0.95, 0.99, 0.7),
 }
@@ -127,7 +131,7 @@ def measure_agreement(
         cosines.append(_compute_cosines(found, expected).min())
         norms.append(np.abs(np.linalg.norm(found, axis=1) - 1).max())
     sizes = _compare_sizes(session, pixels)
-    agreement = Agreement(float(max(differences)), float(min(cosines)), float(max(norms)), sizes)
+    agreement = Agreement(float(np.max(differences)), float(np.min(cosines)), float(np.max(norms)), sizes)
     if len(pixels) < MINIMUM_IMAGES:
         return agreement
     found = np.concatenate([session.embed_pixels(pixels[i : i + BLOCK]) for i in range(0, len(pixels), BLOCK)])
@@ -143,7 +147,7 @@ def find_failures(agreement: Agreement, precision: Precision, max_drop: float) -
         ("largest error of the norm", agreement.max_norm_error, "at most", limits.max_norm_error),
         ("smallest cosine of an image of another size", agreement.min_size_cosine, "at least", limits.min_size_cosine),
     ]
-    if agreement.overlap is not None:
+    if agreement.overlap is not None and limits.min_overlap is not None:
         checks.append(("overlap of the ten nearest neighbours", agreement.overlap, "at least", limits.min_overlap))
         checks.append((f"drop of {agreement.metric}", agreement.drop, "at most", max_drop))
     return [
@@ -174,7 +178,7 @@ def _compare_sizes(session: EmbeddingSession, pixels: PixelArray) -> float:
         found = session.embed_decoded(np.asarray(enlarged)[None])
         expected = session.embed_pixels(preprocessing.resize(enlarged)[None])
         cosines.append(_compute_cosines(found, expected).min())
-    return float(min(cosines))
+    return float(np.min(cosines))  # which is NaN if one is
 
 
 def _compare_neighbours(
@@ -183,7 +187,6 @@ def _compare_neighbours(
     """Returns the agreement with the figures of neighbours and retrieval in it; NaN where the file gives NaN."""
     if not np.isfinite(found).all():
         overlap, value = np.nan, np.nan
-        wanted = find_neighbours(reference, NEIGHBOURS)
     else:
         wanted, given = find_neighbours(reference, NEIGHBOURS), find_neighbours(found, NEIGHBOURS)
         overlap = float(measure_overlaps(wanted, given).mean())

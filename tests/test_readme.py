@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from indistill.cli.walk import write_images
 from indistill.data.sets import open_images
@@ -35,8 +35,10 @@ def test_the_readmes_use_of_a_file_runs_as_it_stands(tmp_path: Path) -> None:
     preprocessing = Preprocessing(32, 0.875)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     export_onnx(load_network("paper:cnn-s"), preprocessing, pixels, tmp_path / "student.onnx")
-    for name, size in (("a.png", (70, 50)), ("b.png", (41, 97))):
-        Image.fromarray(pixels[len(size)]).resize(size).save(tmp_path / name)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    for row, (name, size) in enumerate((("a.png", (70, 50)), ("b.png", (41, 97)))):
+        Image.fromarray(pixels[row]).resize(size).save(tmp_path / name, exif=exif)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- run by tests/test_readme\.py -->\n```python\n(.*?)```", text, re.DOTALL)
     assert found is not None

@@ -141,3 +141,24 @@ def test_the_verdict_says_what_to_ship() -> None:
     assert "keep float32" in unclear
     refused = give_verdict([FULL], ["int8"])
     assert refused == "int8 does not pass its gates; keep float32, s.onnx."
+
+
+def test_what_is_written_is_reported_where_there_is_no_verdict(
+    workspace: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(verify.LIMITS, "fp32", replace(verify.LIMITS["fp32"], max_difference=0))
+    arguments = ["--onnx", "--out", tmp_path / "net.onnx", "--data", "digits/train", "--precision", "all", "--json"]
+    result = run_cli("export", workspace["run"], *arguments)
+    printed = json.loads(result.out)
+    assert result.code == 1
+    assert [file["precision"] for file in printed["files"]] == ["fp16", "int8"]
+    assert printed["verdict"] is None
+    assert list(printed["refused"]) == ["fp32"]
+    assert "no verdict: the fp32 file does not agree with PyTorch" in result.err
+
+
+def test_the_gates_look_at_no_more_images_than_asked_for(workspace: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ["--onnx", "--out", tmp_path / "q.onnx", "--data", "digits/train", "--gate-images", 40, "--json"]
+    (file,) = json.loads(succeed("export", workspace["run"], *arguments, "--precision", "int8").out)["files"]
+    assert file["verification"]["images"] == 40
+    assert file["quantisation"]["images"] == 256

@@ -116,30 +116,36 @@ def test_a_file_that_disagrees_with_pytorch_is_not_kept(
     assert list((tmp_path / "new").iterdir()) == []
 
 
-GOOD = Agreement(1e-5, 0.99999, 1e-3, 0.9999, 40, 0.99, "map", 0.5, 0.51)
+GOOD = Agreement(1e-5, 0.99999, 1e-3, 0.999, 40, 0.9, "map", 0.5, 0.51)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"max_difference": 1.1e-5}, "largest difference 1.1e-05"),
-        ({"min_cosine": 0.99998}, "smallest cosine 1 "),
+        ({"max_difference": 5.1e-3}, "largest difference 0.0051"),
+        ({"min_cosine": 0.9998}, "smallest cosine 0.9998"),
         ({"min_cosine": float("nan")}, "smallest cosine nan"),
         ({"max_norm_error": 2e-3}, "norm 0.002"),
         ({"min_size_cosine": 0.9988}, "another size 0.9988"),
-        ({"overlap": 0.98}, "nearest neighbours 0.98"),
+        ({"overlap": 0.89}, "nearest neighbours 0.89"),
         ({"quality": 0.499}, "drop of map 0.011"),
         ({"quality": float("nan")}, "drop of map nan"),
     ],
 )
 def test_each_figure_of_the_gates_can_fail(wrong: dict[str, float], said: str) -> None:
-    require_agreement(GOOD, "fp32", 0.01 + 1e-9)
+    require_agreement(GOOD, "fp16", 0.01 + 1e-9)
     with pytest.raises(VerificationError, match=said):
-        require_agreement(replace(GOOD, **wrong), "fp32", 0.01 + 1e-9)
+        require_agreement(replace(GOOD, **wrong), "fp16", 0.01 + 1e-9)
+
+
+def test_float32_has_the_narrowest_limits_and_none_of_neighbours() -> None:
+    assert find_failures(replace(GOOD, overlap=0.1, quality=0.1), "fp32", 0) == []
+    for wrong in ({"max_difference": 1.1e-5}, {"min_cosine": 0.99998}, {"max_norm_error": 2e-3}):
+        assert len(find_failures(replace(GOOD, **wrong), "fp32", 0)) == 1
 
 
 def test_neighbours_that_were_not_compared_are_no_failure() -> None:
-    assert find_failures(Agreement(0, 1, 0, 1), "fp32", 0) == []
+    assert find_failures(Agreement(0, 1, 0, 1), "int8", 0) == []
 
 
 def test_the_gate_looks_at_every_batch_size(session: EmbeddingSession, pixels: np.ndarray) -> None:
@@ -172,3 +178,45 @@ def test_a_file_from_elsewhere_is_refused(tmp_path: Path, file: Path) -> None:
         EmbeddingSession(tmp_path / "text.onnx")
     with pytest.raises(ModelError, match="there is no file"):
         EmbeddingSession(tmp_path / "none.onnx")
+
+
+def test_a_vector_that_is_not_a_number_is_seen_wherever_it_is(session: EmbeddingSession, pixels: np.ndarray) -> None:
+    class Broken:
+        artefact = session.artefact
+
+        def __init__(self, *, decoded: bool) -> None:
+            self.decoded = decoded
+
+        def embed_pixels(self, batch: np.ndarray) -> np.ndarray:
+            vectors = session.embed_pixels(batch)
+            if not self.decoded and len(batch) > 5:
+                vectors[5] = np.nan
+            return vectors
+
+        def embed_decoded(self, batch: np.ndarray) -> np.ndarray:
+            vectors = session.embed_decoded(batch)
+            return vectors * np.nan if self.decoded and batch.shape[1] > 70 else vectors
+
+    reference = session.embed_pixels(pixels[:10])
+    for decoded in (False, True):
+        broken: EmbeddingSession = Broken(decoded=decoded)  # type: ignore[assignment]
+        found = measure_agreement(broken, session.embed_pixels, pixels[:10], reference)
+        assert find_failures(found, "int8", 1)
+
+
+def test_a_network_whose_vectors_are_not_finite_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    network = load_network("paper:cnn-s")
+    with torch.no_grad():
+        network.module.fc1.weight.fill_(torch.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        export_onnx(network, Preprocessing(32), pixels, tmp_path / "s.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_is_no_failure_of_ours(tmp_path: Path, network: Network, pixels: np.ndarray) -> None:
+    (tmp_path / "s.onnx").mkdir()
+    (tmp_path / "a" / "preprocessor_config.json").mkdir(parents=True)
+    for path in (tmp_path / "s.onnx", tmp_path / "a" / "t.onnx"):
+        for overwrite in (False, True):
+            with pytest.raises(ExistsError, match="is a folder"):
+                export_onnx(network, PREPROCESSING, pixels, path, overwrite=overwrite)

@@ -180,7 +180,17 @@ def test_the_drop_of_the_given_metric_decides(exporter: Exporter, scenes: np.nda
 
     quality = Quality("map", measure)
     with pytest.raises(VerificationError, match=r"drop of map 0\.02 \(at most 0\.01\)"):
-        exporter.write(tmp_path / "q.onnx", ExportOptions("fp32", quality=quality))
+        exporter.write(tmp_path / "q.onnx", ExportOptions("fp16", quality=quality))
     measured.clear()
-    artefact = exporter.write(tmp_path / "q.onnx", ExportOptions("fp32", quality=quality, max_drop=0.03))
+    artefact = exporter.write(tmp_path / "q.onnx", ExportOptions("fp16", quality=quality, max_drop=0.03))
     assert artefact.verification["metric"] == "map"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_too_few_images_for_the_gates_are_refused(
+    network: Network, scenes: np.ndarray, tmp_path: Path, precision: Precision
+) -> None:
+    exporter = Exporter(network, PREPROCESSING, scenes[:19])
+    with pytest.raises(InputError, match="20 readable images at least, not 19"):
+        exporter.write(tmp_path / "q.onnx", ExportOptions(precision, calibration=scenes[128:]))
+    assert list(tmp_path.iterdir()) == []
