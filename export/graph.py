@@ -1,7 +1,7 @@
 """What stands around a network in its file: preprocessing in front, the norm behind, as standard ONNX operators."""
 
 import onnx
-from onnx import compose, helper, parser
+from onnx import compose, parser
 
 from indistill.export.artefact import INPUT_NAMES, OUTPUT_NAME
 from indistill.preprocess import Preprocessing
@@ -68,11 +68,7 @@ def prepend_preprocessing(network: onnx.ModelProto, preprocessing: Preprocessing
     """)
     for index, node in enumerate(front.graph.node):
         node.name = f"preprocess_{index}_{node.op_type}"
-    merged = compose.merge_models(front, network, io_map=[("preprocessed", PIXEL_VALUES)])
-    # The sizes cannot be inferred, but runtimes plan better with them.
-    shape: list[str | int | None] = ["batch", 3, side, side]
-    merged.graph.value_info.append(helper.make_tensor_value_info("preprocessed", onnx.TensorProto.FLOAT, shape))
-    return merged
+    return compose.merge_models(front, network, io_map=[("preprocessed", PIXEL_VALUES)])
 
 
 def append_norm(network: onnx.ModelProto) -> onnx.ModelProto:

@@ -179,7 +179,7 @@ class Exporter:
         return artefact
 
     def _write_draft(self, draft: Path, options: ExportOptions) -> Artefact:
-        failed: list[tuple[float, Agreement]] = []
+        failed: list[Agreement] = []
         for model, quantisation in self._make_models(options):
             artefact = replace(
                 self._artefact, input=options.input, precision=options.precision, quantisation=quantisation
@@ -198,8 +198,9 @@ class Exporter:
                 _describe(whole, artefact)
                 onnx.save(whole, draft)
                 return artefact
-            failed.append((agreement.min_cosine, agreement))
-        require_agreement(max(failed, key=lambda item: item[0])[1], options.precision, options.max_drop)
+            failed.append(agreement)
+        best = max(failed, key=lambda agreement: agreement.min_cosine)
+        require_agreement(best, options.precision, options.max_drop)
         raise AssertionError("a file that failed a gate fails it again")
 
     def _make_models(self, options: ExportOptions) -> Iterator[tuple[onnx.ModelProto, dict[str, Any]]]:

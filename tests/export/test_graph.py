@@ -129,3 +129,10 @@ def run_processor(config: dict, image: Image.Image) -> np.ndarray:
     values = np.asarray(image) * config["rescale_factor"]
     values = (values - config["image_mean"]) / config["image_std"]
     return values.transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def test_the_graph_declares_each_value_once(tmp_path: Path, network: Network, pixels: np.ndarray) -> None:
+    Exporter(network, PREPROCESSING, pixels).write(tmp_path / "s.onnx")
+    names = [value.name for value in onnx.load(tmp_path / "s.onnx").graph.value_info]
+    assert "preprocessed" in names  # runtimes plan better with the sizes, which cannot be inferred
+    assert len(names) == len(set(names))
