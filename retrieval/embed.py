@@ -1,8 +1,9 @@
 """From image files to vectors: decoding, resizing and inference overlap, and a bad image never shifts a row."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -38,7 +39,12 @@ class EmbeddedImages:
 
 
 def embed_files(
-    images: ImageSet, session: EmbeddingSession, on_progress: Callable[[int], None] = lambda _: None
+    images: ImageSet,
+    session: EmbeddingSession,
+    on_progress: Callable[[int], None] = lambda _: None,
+    *,
+    known: Mapping[str, Embeddings] = MappingProxyType({}),
+    keep: Callable[[Sequence[str], Embeddings], None] = lambda _, __: None,
 ) -> EmbeddedImages:
     """Returns the vectors of image files, in their order.
 
@@ -46,49 +52,60 @@ def embed_files(
         images: the gallery.
         session: the model.
         on_progress: called with the number of files just done.
+        known: vectors (D,) of this model by the SHA-256 of a file: such files are neither decoded nor embedded.
+        keep: called with the SHA-256 of each file of a batch and the vectors (B, D) of the batch, once they are made.
     """
     files: list[ImageFile] = []
     skipped: list[SkippedImage] = []
-    vectors: list[Embeddings] = []
-    waiting: list[PixelArray] = []
+    vectors: dict[int, Embeddings] = {}  # by the position in `files`
+    waiting: list[tuple[int, PixelArray]] = []
 
     def flush() -> None:
         if waiting:
-            vectors.append(session.embed_pixels(np.stack(waiting)))
+            made = session.embed_pixels(np.stack([pixels for _, pixels in waiting]))
+            keep([files[position].sha256 for position, _ in waiting], made)
+            vectors.update(zip((position for position, _ in waiting), made, strict=True))
             waiting.clear()
 
-    for result in _read_ahead(images, session):
+    for result in _read_ahead(images, session, known):
         if isinstance(result, SkippedImage):
             skipped.append(result)
         else:
             file, pixels = result
+            if pixels is None:
+                vectors[len(files)] = known[file.sha256]
+            else:
+                waiting.append((len(files), pixels))
             files.append(file)
-            waiting.append(pixels)
         if len(waiting) == BATCH_SIZE:
             flush()
         on_progress(1)
     flush()
-    empty = np.empty((0, session.artefact.embedding_dim), dtype=np.float32)
-    return EmbeddedImages(files, np.concatenate([empty, *vectors]), skipped)
+    rows = np.empty((len(files), session.artefact.embedding_dim), dtype=np.float32)
+    for position, vector in vectors.items():
+        rows[position] = vector
+    return EmbeddedImages(files, rows, skipped)
 
 
-def _read_ahead(images: ImageSet, session: EmbeddingSession) -> Iterator[tuple[ImageFile, PixelArray] | SkippedImage]:
-    """Yields the files in their order, while others are being read."""
+def _read_ahead(
+    images: ImageSet, session: EmbeddingSession, known: Mapping[str, Embeddings]
+) -> Iterator[tuple[ImageFile, PixelArray | None] | SkippedImage]:
+    """Yields the files in their order, while others are being read; without pixels where the vector is known."""
     preprocessing = session.artefact.preprocessing
 
-    def read(item: tuple[int, str]) -> tuple[ImageFile, PixelArray] | SkippedImage:
+    def read(item: tuple[int, str]) -> tuple[ImageFile, PixelArray | None] | SkippedImage:
         position, name = item
         printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
         if printable != name:
             return SkippedImage(printable, "its name is not UTF-8")
         try:
             stored = images.fetch(position)
-            pixels = preprocessing.resize(decode_image(stored.content))
+            sha256 = hashlib.sha256(stored.content).hexdigest()
+            pixels = None if sha256 in known else preprocessing.resize(decode_image(stored.content))
         except DataError as error:
             return SkippedImage(name, str(error))
         except OSError as error:
             return SkippedImage(name, error.strerror or str(error))
-        sha256, size_bytes = hashlib.sha256(stored.content).hexdigest(), len(stored.content)
-        return ImageFile(name, sha256, size_bytes, stored.modified_ns), pixels
+        return ImageFile(name, sha256, len(stored.content), stored.modified_ns), pixels
 
     return map_ahead(read, enumerate(images.names), workers=DECODERS, ahead=AHEAD)
