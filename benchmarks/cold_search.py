@@ -26,7 +26,7 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.retrieval.build import build_index
-from indistill.retrieval.index import MODEL
+from indistill.retrieval.store import MODEL
 
 SIDE, QUERY_SIDE = 32, 256
 COARSE = 4  # random colours in a row of an image, so that images differ by more than noise

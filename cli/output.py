@@ -17,7 +17,6 @@ from indistill.errors import escape_text
 if TYPE_CHECKING:
     from indistill.export.artefact import Artefact
     from indistill.export.opening import ModelFile
-    from indistill.retrieval.index import Manifest
     from indistill.retrieval.metrics import Evaluation, Metric
 
 WIDE = 10_000
@@ -27,19 +26,6 @@ def print_run(folder: Path) -> None:
     """Prints the run folder, and on standard error what may be done with it."""
     emit(str(folder))
     typer.echo(f"Next: indistill export {folder} --onnx", err=True)
-
-
-def print_index(folder: Path, manifest: "Manifest", *, as_json: bool) -> None:
-    """Prints what an index is."""
-    if as_json:
-        print_json(asdict(manifest))
-        return
-    emit(
-        f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}, "
-        f"generation {manifest.generation}, {manifest.skipped} skipped"
-    )
-    emit(f"gallery {manifest.root}")
-    emit(f"model   SHA-256 {manifest.model_sha256}")
 
 
 def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, as_json: bool) -> None:

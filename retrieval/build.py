@@ -1,11 +1,8 @@
-"""Building an index: all or nothing."""
+"""Building an index: all or nothing, and what a build that was cut off has embedded is not embedded again."""
 
-import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import faiss
@@ -15,15 +12,45 @@ from indistill import __version__
 from indistill.data.sets import ImageSet
 from indistill.errors import DataError, ExistsError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.hashing import hash_file
 from indistill.images import SkippedImage
-from indistill.retrieval.catalogue import CatalogueItem, write_catalogue
-from indistill.retrieval.embed import embed_files
-from indistill.retrieval.index import CATALOGUE, CURRENT, MANIFEST, MODEL, SKIPPED, VECTORS, Manifest
+from indistill.retrieval.catalogue import NewItem, edit_catalogue
+from indistill.retrieval.embed import EmbeddedImages, ImageFile, embed_files
+from indistill.retrieval.journal import open_journal
+from indistill.retrieval.segments import write_segment
+from indistill.retrieval.store import (
+    CATALOGUE,
+    CURRENT,
+    FAISS,
+    GENERATIONS,
+    LOCK,
+    MODEL,
+    PENDING,
+    SKIPPED,
+    Manifest,
+    commit_generation,
+    discard_unfinished,
+    draft_generation,
+    lock_index,
+    write_skipped,
+)
+from indistill.retrieval.types import make_faiss
 
-FACTORY = "IDMap2,Flat"
-FIRST_GENERATION = 1
-INDEX_FILES = {CURRENT, MODEL, SKIPPED, "generations"}
+INDEX_FILES = {CURRENT, GENERATIONS, LOCK, PENDING, MODEL, SKIPPED}  # the last two of format 1
+
+
+@dataclass(frozen=True)
+class IndexType:
+    """The FAISS index that a build makes.
+
+    Attributes:
+        factory: FAISS's name, as `Flat` or `IVF1024,SQ8`.
+        parameters: of its search, such as `nprobe`.
+        trials: what was tried before it was chosen.
+    """
+
+    factory: str = "Flat"
+    parameters: dict[str, int] = field(default_factory=dict)
+    trials: tuple[dict[str, object], ...] = ()
 
 
 def build_index(
@@ -33,8 +60,9 @@ def build_index(
     *,
     overwrite: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
+    choose: Callable[[Embeddings], IndexType] = lambda _: IndexType(),
 ) -> tuple[Manifest, list[SkippedImage]]:
-    """Embeds a gallery of images and writes an exact index of it; the folder appears when it is complete.
+    """Embeds a gallery of images and writes an index of it, which is in force when it is complete.
 
     Args:
         gallery: the images.
@@ -42,6 +70,7 @@ def build_index(
         out: the index folder.
         overwrite: whether an older index may be replaced.
         on_progress: called with the number of images just done.
+        choose: returns the type of index for vectors (N, D).
 
     Raises:
         DataError: no image can be read.
@@ -50,111 +79,83 @@ def build_index(
     """
     out = out.resolve()  # an index behind a link is replaced, not the link
     check_index_output(out, overwrite=overwrite)
-    embedded = embed_files(gallery, session, on_progress)
-    if not embedded.files:
-        first = embedded.skipped[0]
-        raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
-    labels = {
-        name: gallery.classes[label] if label >= 0 else None
-        for name, label in zip(gallery.names, gallery.labels, strict=True)
-    }
-    items = [
-        CatalogueItem(i, file.name, labels[file.name], file.sha256, file.size_bytes, file.modified_ns)
-        for i, file in enumerate(embedded.files, start=1)
-    ]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        try:
-            shutil.copyfile(session.path, draft / MODEL)
-            _write_lines(draft / SKIPPED, [asdict(skipped) for skipped in embedded.skipped])
-            manifest = _write_generation(draft, items, embedded.vectors, session.sha256, gallery, len(embedded.skipped))
-            for path in (draft / MODEL, draft / SKIPPED, draft / "generations"):
-                _sync(path)
-            _write_synced(draft / CURRENT, f"{FIRST_GENERATION:08d}\n")
-            draft.chmod(0o755)
-            _replace_folder(draft, out)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with lock_index(out), discard_unfinished(out):
+            check_index_output(out, overwrite=overwrite)  # another process may have been first
+            with open_journal(out / PENDING, session.sha256, session.artefact.embedding_dim) as journal:
+                embedded = embed_files(gallery, session, on_progress, known=journal, keep=journal.keep)
+            if not embedded.files:
+                first = embedded.skipped[0]
+                raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
+            return _write_index(out, gallery, session, embedded, choose(embedded.vectors)), embedded.skipped
     except OSError as error:
         raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
-    return manifest, embedded.skipped
+
+
+def _write_index(
+    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType
+) -> Manifest:
+    labels = dict(zip(gallery.names, list_labels(gallery), strict=True))
+    items = [make_item(file, file.name, labels[file.name]) for file in embedded.files]
+    with draft_generation(out) as draft:
+        shutil.copyfile(session.path, draft / MODEL)
+        write_skipped(draft / SKIPPED, embedded.skipped)
+        with edit_catalogue(draft / CATALOGUE) as catalogue:
+            ids = np.array(catalogue.add(items), dtype=np.int64)
+        write_segment(draft / name_segment(1), ids, embedded.vectors)
+        write_faiss(make_faiss(kind.factory, embedded.vectors, ids), draft / FAISS)
+        manifest = Manifest(
+            items=len(items),
+            dimension=session.artefact.embedding_dim,
+            factory=kind.factory,
+            parameters=kind.parameters,
+            trials=kind.trials,
+            trained_on=len(items),
+            metric="inner_product",
+            model_sha256=session.sha256,
+            generation=0,  # filled in when it is committed
+            root=gallery.root,
+            skipped=len(embedded.skipped),
+            segments=(name_segment(1),),
+            version=__version__,
+        )
+        return commit_generation(draft, manifest)
 
 
 def check_index_output(out: Path, *, overwrite: bool) -> None:
     """Raises ExistsError if an index would be overwritten without being told to, or if `out` is something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / CURRENT).is_file() or {path.name for path in out.iterdir()} - INDEX_FILES:
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not found or found - INDEX_FILES or not found & {CURRENT, LOCK}:
         raise ExistsError(f"{out} exists and is not an index, or holds other files too; choose another --out")
-    if not overwrite:
+    if CURRENT in found and not overwrite:
         raise ExistsError(f"the index {out} exists; choose another --out, or replace it with --overwrite")
 
 
-def _write_generation(
-    folder: Path,
-    items: Sequence[CatalogueItem],
-    vectors: Embeddings,
-    model_sha256: str,
-    gallery: ImageSet,
-    skipped: int,
-) -> Manifest:
-    generation = folder / "generations" / f"{FIRST_GENERATION:08d}"
-    generation.mkdir(parents=True)
-    index = faiss.index_factory(vectors.shape[1], FACTORY, faiss.METRIC_INNER_PRODUCT)
-    index.add_with_ids(vectors, np.array([item.id for item in items], dtype=np.int64))
-    faiss.write_index(index, str(generation / VECTORS))
-    write_catalogue(generation / CATALOGUE, items)
-    manifest = Manifest(
-        items=len(items),
-        dimension=int(vectors.shape[1]),
-        factory=FACTORY,
-        metric="inner_product",
-        model_sha256=model_sha256,
-        generation=FIRST_GENERATION,
-        root=gallery.root,
-        skipped=skipped,
-        files={name: hash_file(generation / name) for name in (VECTORS, CATALOGUE)},
-        version=__version__,
-    )
-    for name in (VECTORS, CATALOGUE):
-        _sync(generation / name)
-    _write_synced(generation / MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
-    _sync(generation)
-    return manifest
+def write_faiss(index: faiss.Index, path: Path) -> None:
+    """Writes a FAISS index.
 
-
-def _replace_folder(draft: Path, out: Path) -> None:
-    """Puts a complete folder in place of an older one, which is put back if that fails."""
-    if not out.exists():
-        draft.rename(out)
-    elif not any(out.iterdir()):
-        out.rmdir()
-        draft.rename(out)
-    else:
-        old = draft.with_name(draft.name + "-old")
-        out.rename(old)
-        try:
-            draft.rename(out)
-        except OSError:
-            old.rename(out)
-            raise
-        shutil.rmtree(old)
-    _sync(out.parent)
-
-
-def _write_lines(path: Path, records: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-
-
-def _write_synced(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # FAISS's own, of a full disk
+        raise InputError(f"the index {path.parent} cannot be written: is the disk full?") from error
+
+
+def name_segment(number: int) -> str:
+    """Returns the file name of a segment of embeddings."""
+    return f"vectors-{number:08d}.npy"
+
+
+def list_labels(images: ImageSet) -> list[str | None]:
+    """Returns the class name of each image, None where it has none."""
+    return [images.classes[label] if label >= 0 else None for label in images.labels]
+
+
+def make_item(file: ImageFile, path: str, label: str | None) -> NewItem:
+    """Returns what the catalogue keeps of a file."""
+    return NewItem(path, label, file.sha256, file.size_bytes, file.modified_ns)

@@ -1,10 +1,11 @@
 """The catalogue of an index: what each id stands for, in SQLite."""
 
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from indistill.errors import IndexFolderError
@@ -12,19 +13,33 @@ from indistill.errors import IndexFolderError
 SCHEMA = """
 CREATE TABLE items (
     id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again
-    path TEXT NOT NULL UNIQUE,            -- relative to the gallery's root
+    path TEXT NOT NULL UNIQUE,            -- relative to the gallery's root, or absolute outside it
     label TEXT,
     sha256 TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     modified_ns INTEGER NOT NULL
-)
+);
+CREATE INDEX items_by_content ON items (sha256);
 """
-IDS_PER_QUERY = 500
+VALUES_PER_QUERY = 500
+
+Value = str | int | float
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An image that has no id yet; the path is relative to the gallery's root, or absolute outside it."""
+
+    path: str
+    label: str | None
+    sha256: str
+    size_bytes: int
+    modified_ns: int
 
 
 @dataclass(frozen=True)
 class CatalogueItem:
-    """An indexed image; the path is relative to the gallery's root."""
+    """An indexed image; the path is relative to the gallery's root, or absolute outside it."""
 
     id: int
     path: str
@@ -34,18 +49,8 @@ class CatalogueItem:
     modified_ns: int
 
 
-def write_catalogue(path: Path, items: Sequence[CatalogueItem]) -> None:
-    """Creates a catalogue."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(SCHEMA)
-        connection.executemany(
-            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)",
-            ((i.id, i.path, i.label, i.sha256, i.size_bytes, i.modified_ns) for i in items),
-        )
-
-
 class Catalogue:
-    """A catalogue opened for reading. Use it as a context.
+    """A catalogue opened for reading, by any number of threads. Use it as a context, or close it.
 
     Raises:
         IndexFolderError: it is missing or damaged.
@@ -55,30 +60,108 @@ class Catalogue:
         if not path.is_file():
             raise IndexFolderError(f"the index is damaged: {path} is missing; build it again")
         self._path = path
-        self._connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        self._lock = Lock()
+        self._connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+        )
 
     def __enter__(self) -> "Catalogue":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._connection.close()
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that do not exist are left out."""
-        found: dict[int, CatalogueItem] = {}
-        for start in range(0, len(ids), IDS_PER_QUERY):
-            chunk = list(ids[start : start + IDS_PER_QUERY])
-            marks = ", ".join("?" * len(chunk))
-            for row in self._select(f"SELECT * FROM items WHERE id IN ({marks})", chunk):
-                found[row[0]] = CatalogueItem(*row)
-        return found
+        return {row[0]: CatalogueItem(*row) for row in self._select_among("*", "id", ids)}
+
+    def find_paths(self, paths: Sequence[str]) -> dict[str, CatalogueItem]:
+        """Returns the items of some paths, by path; paths that are not there are left out."""
+        return {row[1]: CatalogueItem(*row) for row in self._select_among("*", "path", paths)}
+
+    def find_content(self, sha256: str) -> int | None:
+        """Returns the id of an image with this content, None where there is none."""
+        found = self.select("SELECT id FROM items WHERE sha256 = ? ORDER BY id LIMIT 1", [sha256])
+        return found[0][0] if found else None
+
+    def list_items(self) -> Iterator[CatalogueItem]:
+        """Yields all items, by id."""
+        for row in self.select("SELECT * FROM items ORDER BY id"):
+            yield CatalogueItem(*row)
 
     def list_labels(self) -> list[tuple[int, str | None]]:
         """Returns id and label of all items, by id."""
-        return [(row[0], row[1]) for row in self._select("SELECT id, label FROM items ORDER BY id")]
+        return [(row[0], row[1]) for row in self.select("SELECT id, label FROM items ORDER BY id")]
 
-    def _select(self, statement: str, values: Sequence[int] = ()) -> list[tuple[Any, ...]]:
+    def select(self, statement: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
+        """Returns the rows of a statement; whatever a user wrote belongs into `values`.
+
+        Raises:
+            IndexFolderError: the catalogue is damaged.
+        """
         try:
-            return self._connection.execute(statement, values).fetchall()
+            with self._lock:
+                return self._connection.execute(statement, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise IndexFolderError(f"the index is damaged: {self._path}: {error}; build it again") from error
+
+    def _select_among(self, columns: str, column: str, values: Sequence[Value]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(values), VALUES_PER_QUERY):
+            chunk = values[start : start + VALUES_PER_QUERY]
+            marks = ", ".join("?" * len(chunk))
+            yield from self.select(f"SELECT {columns} FROM items WHERE {column} IN ({marks})", chunk)
+
+
+class CatalogueDraft:
+    """A catalogue being changed, which no reader has open yet. Use `edit_catalogue`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def add(self, items: Sequence[NewItem]) -> list[int]:
+        """Adds images and returns their ids, which ascend."""
+        statement = "INSERT INTO items (path, label, sha256, size_bytes, modified_ns) VALUES (?, ?, ?, ?, ?)"
+        return [int(self._connection.execute(statement, _list_values(item)).lastrowid or 0) for item in items]
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Removes images; their ids are never used again."""
+        self._connection.executemany("DELETE FROM items WHERE id = ?", [(i,) for i in ids])
+
+    def replace(self, items: Sequence[CatalogueItem]) -> None:
+        """Changes what the catalogue says of images that it has; they may change paths with one another."""
+        self._connection.executemany(
+            "UPDATE items SET path = char(0) || id WHERE id = ?", [(item.id,) for item in items]
+        )
+        self._connection.executemany(
+            "UPDATE items SET path = ?, label = ?, sha256 = ?, size_bytes = ?, modified_ns = ? WHERE id = ?",
+            [(*_list_values(item), item.id) for item in items],
+        )
+
+    def vacuum(self) -> None:
+        """Gives back the space of what was removed; before any other change."""
+        self._connection.execute("VACUUM")
+
+    def count(self) -> int:
+        """Returns the number of images."""
+        return int(self._connection.execute("SELECT COUNT(*) FROM items").fetchone()[0])
+
+
+@contextmanager
+def edit_catalogue(path: Path) -> Iterator[CatalogueDraft]:
+    """Yields a catalogue to be changed: an existing file, or a new one. All changes are kept, or none."""
+    new = not path.exists()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")  # whoever puts the generation in force syncs it
+        connection.execute("PRAGMA journal_mode = MEMORY")
+        if new:
+            connection.executescript(SCHEMA)
+        with connection:
+            yield CatalogueDraft(connection)
+
+
+def _list_values(item: NewItem | CatalogueItem) -> tuple[str, str | None, str, int, int]:
+    return item.path, item.label, item.sha256, item.size_bytes, item.modified_ns

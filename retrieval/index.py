@@ -1,59 +1,35 @@
-"""The index folder, opened for reading: FAISS index, catalogue and model.
+"""An index opened for reading: FAISS index, catalogue, stored embeddings and model."""
 
-CURRENT                         the name of the generation in force
-generations/00000001/
-    manifest.json               what the generation is, with the SHA-256 of each of its files
-    index.faiss                 the vectors, by id
-    catalogue.sqlite            the images, by id
-model.onnx                      a copy of the model
-skipped.jsonl                   files that were passed over, with the reason
-"""
-
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
-from indistill.retrieval.catalogue import Catalogue
+from indistill.retrieval.catalogue import Catalogue, CatalogueItem
+from indistill.retrieval.segments import Ids, Segments
+from indistill.retrieval.store import (
+    AGAIN,
+    CATALOGUE,
+    FAISS,
+    MANIFEST,
+    MODEL,
+    name_generation,
+    read_current,
+    read_manifest,
+)
+from indistill.retrieval.types import read_faiss, search_faiss, set_parameters
+from indistill.retrieval.where import Where
 
-CURRENT, MODEL, SKIPPED = "CURRENT", "model.onnx", "skipped.jsonl"
-MANIFEST, VECTORS, CATALOGUE = "manifest.json", "index.faiss", "catalogue.sqlite"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a generation of an index is.
-
-    Attributes:
-        items: number of images.
-        dimension: D of the vectors.
-        factory: FAISS's name of the index type.
-        metric: inner product of unit vectors, the cosine.
-        model_sha256: of the model that made the vectors.
-        generation: counts from 1.
-        root: the gallery's folder when it was built.
-        skipped: number of files that were passed over.
-        files: SHA-256 of each file of the generation.
-        version: of indistill.
-    """
-
-    items: int
-    dimension: int
-    factory: str
-    metric: str
-    model_sha256: str
-    generation: int
-    root: str
-    skipped: int
-    files: dict[str, str]
-    version: str
+NOTHING = -1  # the id where there is no hit
+EXACT_SHARE = 20  # a twentieth of the images or fewer are scored one by one, instead of searched with a filter
+BLOCK = 65_536  # vectors in memory at once
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -65,30 +41,6 @@ class Hit:
     path: str
     label: str | None
     score: float
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Returns the manifest of the generation in force.
-
-    Raises:
-        IndexFolderError: the folder is no index, or is damaged.
-    """
-    try:
-        name = (folder / CURRENT).read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise IndexFolderError(
-            f"the index {folder} is damaged: its {CURRENT} cannot be read; build it again"
-        ) from error
-    except OSError as error:
-        raise IndexFolderError(
-            f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
-        ) from error
-    try:
-        return Manifest(**json.loads((folder / "generations" / name / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise IndexFolderError(
-            f"the index {folder} is damaged: its {MANIFEST} cannot be read; build it again"
-        ) from error
 
 
 def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
@@ -103,8 +55,9 @@ def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> Emb
         IndexFolderError: the model is not the one that made the index's vectors.
         ModelError: the model cannot be run.
     """
-    expected = read_manifest(folder).model_sha256
-    path = model or folder / MODEL
+    manifest = read_manifest(folder)
+    expected = manifest.model_sha256
+    path = model or name_generation(folder, manifest.generation) / MODEL
     if path.is_file() and hash_file(path) != expected:
         if model is None:
             raise IndexFolderError(f"the index {folder} is damaged: its {MODEL} is not the one it was built with")
@@ -116,7 +69,7 @@ def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> Emb
 
 
 class Index:
-    """An index opened for reading.
+    """An index opened for reading; later changes of the folder do not reach it. Use it as a context, or close it.
 
     Args:
         folder: the index folder.
@@ -125,70 +78,171 @@ class Index:
     Attributes:
         manifest: what it is.
         folder: where it is.
+        root: the gallery's folder; `root / path` is the file of an item.
+        catalogue: its images.
+        faiss: its FAISS index.
 
     Raises:
         IndexFolderError: the folder is no index, or is damaged.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
-        self.folder, self.manifest = folder, read_manifest(folder)
-        generation = folder / "generations" / f"{self.manifest.generation:08d}"
-        self._threads = threads
-        try:
-            self._vectors: Any = faiss.read_index(str(generation / VECTORS))
-        except RuntimeError as error:
-            raise IndexFolderError(f"the index {folder} is damaged: its {VECTORS} cannot be read") from error
-        self._catalogue = generation / CATALOGUE
-        if self._vectors.ntotal != self.manifest.items or self._vectors.d != self.manifest.dimension:
-            raise IndexFolderError(f"the index {folder} is damaged: its {VECTORS} does not fit its {MANIFEST}")
+        self.folder, self._threads = folder, threads
+        for attempt in range(ATTEMPTS):
+            self.manifest = read_manifest(folder)
+            try:
+                self._open(name_generation(folder, self.manifest.generation))
+                break
+            except IndexFolderError:  # perhaps removed just now, after two changes
+                if read_current(folder) == self.manifest.generation or attempt == ATTEMPTS - 1:
+                    raise
+        self.root = Path(self.manifest.root)
 
-    def search(self, queries: Embeddings, k: int) -> list[list[Hit]]:
+    def _open(self, generation: Path) -> None:
+        try:
+            self.faiss: Any = read_faiss(generation / FAISS)
+        except RuntimeError as error:
+            raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} cannot be read") from error
+        if self.faiss.ntotal != self.manifest.items or self.faiss.d != self.manifest.dimension:
+            raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} does not fit its {MANIFEST}")
+        set_parameters(self.faiss, self.manifest.parameters)
+        self.catalogue = Catalogue(generation / CATALOGUE)
+        self._segments = Segments([generation / name for name in self.manifest.segments], self.manifest.dimension)
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.catalogue.close()
+
+    def search(
+        self,
+        queries: Embeddings,
+        k: int,
+        *,
+        where: Where | None = None,
+        threshold: float | None = None,
+        rerank: int = 0,
+    ) -> list[list[Hit]]:
         """Returns the k nearest images of each query vector (Q, D), or all where there are fewer.
 
         Equal scores come in the order of their ids.
+
+        Args:
+            queries: unit vectors.
+            k: hits for each query.
+            where: the images to search among, of which the k nearest come.
+            threshold: the cosine that a hit has at least.
+            rerank: how many of an approximate index's hits are scored again by their stored vectors; at least k.
         """
-        k = min(k, self.manifest.items)
-        scores, ids = self._search_ordered(np.ascontiguousarray(queries, dtype=np.float32), k)
-        found = sorted(set(ids.ravel().tolist()))
-        with Catalogue(self._catalogue) as catalogue:
-            items = catalogue.find_items(found)
-        missing = set(found) - set(items)
-        if missing:
-            raise IndexFolderError(f"the index {self.folder} is damaged: id {min(missing)} is not in its catalogue")
+        among = None if where is None else self.find_ids(where)
+        if rerank:
+            _, candidates = self.search_vectors(queries, max(k, rerank), among)
+            scores, ids = self._score(np.asarray(queries, dtype=np.float32), candidates, k)
+        else:
+            scores, ids = self.search_vectors(queries, k, among)
+        found = sorted(set(ids.ravel().tolist()) - {NOTHING})
+        items = self.find_items(found)
         return [
             [
                 Hit(rank, i, items[i].path, items[i].label, score)
                 for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
+                if i != NOTHING and (threshold is None or score >= threshold)
             ]
             for row_ids, row_scores in zip(ids, scores, strict=True)
         ]
 
-    def read_vectors(self) -> tuple[NDArray[np.int64], Embeddings, list[str | None]]:
-        """Returns the ids (N,) in ascending order, their vectors (N, D), and their labels."""
-        with Catalogue(self._catalogue) as catalogue:
-            labels = catalogue.list_labels()
-        ids = np.array([i for i, _ in labels], dtype=np.int64)
-        stored = faiss.vector_to_array(self._vectors.id_map)
-        rows = faiss.downcast_index(self._vectors.index).reconstruct_n(0, len(stored))
-        order = np.argsort(stored)
-        if not np.array_equal(stored[order], ids):
-            raise IndexFolderError(
-                f"the index {self.folder} is damaged: its catalogue has other ids than its {VECTORS}"
-            )
-        return ids, rows[order], [label for _, label in labels]
+    def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]:
+        """Returns the scores (Q, k) and the ids (Q, k) of the nearest images, as the index finds them.
 
-    def _search_ordered(self, queries: Embeddings, k: int) -> tuple[Embeddings, NDArray[np.int64]]:
+        Sorted by falling score, then rising id; where fewer are found, the score is minus infinity and the id -1.
+
+        Args:
+            queries: unit vectors (Q, D).
+            k: as many columns, or as there are images to search among.
+            among: the ids to search among; all where it is left out.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        total = self.manifest.items if among is None else len(among)
+        k = min(k, total)
+        if not k or not len(queries):
+            return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
+        if among is None or total > self.manifest.items // EXACT_SHARE:
+            scores, ids = self._search_ordered(queries, k, total, among)
+            if among is None or (ids != NOTHING).all():
+                return np.where(ids == NOTHING, -np.inf, scores).astype(np.float32), ids
+        return self._score(queries, np.broadcast_to(among, (len(queries), total)), k)
+
+    def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
+        """Returns the items of ids that the index has.
+
+        Raises:
+            IndexFolderError: the catalogue lacks one.
+        """
+        items = self.catalogue.find_items(ids)
+        missing = set(ids) - set(items)
+        if missing:
+            raise IndexFolderError(f"the index {self.folder} is damaged: id {min(missing)} is not in its catalogue")
+        return items
+
+    def find_ids(self, where: Where) -> Ids:
+        """Returns the ids (N,) of the images that a condition holds for, ascending."""
+        rows = self.catalogue.select(f"SELECT id FROM items WHERE {where.sql} ORDER BY id", where.values)
+        return np.array([row[0] for row in rows], dtype=np.int64)
+
+    def has_labels(self) -> bool:
+        """Returns whether any image has a label."""
+        return bool(self.catalogue.select("SELECT 1 FROM items WHERE label IS NOT NULL LIMIT 1"))
+
+    def find_vectors(self, ids: Sequence[int] | Ids) -> Embeddings:
+        """Returns the stored vectors (N, D) of ids (N,)."""
+        return self._segments.find(np.asarray(ids, dtype=np.int64))
+
+    def read_vectors(self) -> tuple[Ids, Embeddings, list[str | None]]:
+        """Returns the ids (N,) in ascending order, their stored vectors (N, D), and their labels."""
+        labels = self.catalogue.list_labels()
+        ids = np.array([i for i, _ in labels], dtype=np.int64)
+        if len(ids) != self.manifest.items:
+            raise IndexFolderError(
+                f"the index {self.folder} is damaged: its {CATALOGUE} has {len(ids)} images, its {MANIFEST} says "
+                f"{self.manifest.items}; {AGAIN}"
+            )
+        return ids, self._segments.find(ids), [label for _, label in labels]
+
+    def _score(self, queries: Embeddings, candidates: Ids, k: int) -> tuple[Embeddings, Ids]:
+        """Returns the k best of the candidates (Q, C) of each query, by their stored vectors."""
+        wanted = np.unique(candidates[candidates != NOTHING])
+        scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
+        for start in range(0, len(wanted), BLOCK):
+            block = wanted[start : start + BLOCK]
+            vectors = self._segments.find(block)
+            products = queries @ vectors.T
+            places = np.minimum(np.searchsorted(block, candidates), len(block) - 1)
+            here = block[places] == candidates
+            rows = np.broadcast_to(np.arange(len(queries))[:, np.newaxis], candidates.shape)
+            scores[here] = products[rows[here], places[here]]
+        return _sort_hits(scores, candidates, k)
+
+    def _search_ordered(self, queries: Embeddings, k: int, total: int, among: Ids | None) -> tuple[Embeddings, Ids]:
         """FAISS breaks ties as it likes, also at the last place: fetch on until the tie there ends, then sort."""
-        fetched = min(self.manifest.items, k + 1)
+        fetched = min(total, k + 1)
         before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(self._threads)
         try:
             while True:
-                scores, ids = self._vectors.search(queries, fetched)
-                if fetched == self.manifest.items or (scores[:, -1] < scores[:, k - 1]).all():
+                scores, ids = search_faiss(self.faiss, queries, fetched, among)
+                if fetched == total or ((scores[:, -1] < scores[:, k - 1]) | (ids[:, -1] == NOTHING)).all():
                     break
-                fetched = min(self.manifest.items, 2 * fetched)
+                fetched = min(total, 2 * fetched)
         finally:
             faiss.omp_set_num_threads(before)  # torch may share this setting, in the same process
-        order = np.lexsort((ids, -scores))[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        return _sort_hits(scores, ids, k)
+
+
+def _sort_hits(scores: Embeddings, ids: Ids, k: int) -> tuple[Embeddings, Ids]:
+    order = np.lexsort((ids, -scores))[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)

@@ -477,10 +477,10 @@ def test_search_refuses_a_model_that_is_not_the_indexs(places: Places, refuse: R
 
 DAMAGED_INDEXES: dict[str, tuple[Callable[[Path], object], str]] = {
     "model altered": (
-        lambda index: (index / "model.onnx").write_bytes((index / "model.onnx").read_bytes() + b"\0"),
+        lambda index: find(index, "model.onnx").write_bytes(find(index, "model.onnx").read_bytes() + b"\0"),
         "its model.onnx is not the one it was built with",
     ),
-    "model missing": (lambda index: (index / "model.onnx").unlink(), "model.onnx"),
+    "model missing": (lambda index: find(index, "model.onnx").unlink(), "model.onnx"),
     "CURRENT missing": (lambda index: (index / "CURRENT").unlink(), "is not an index (it has no CURRENT)"),
     "CURRENT no text": (lambda index: (index / "CURRENT").write_bytes(b"\xff\xfe"), "is damaged"),
     "CURRENT elsewhere": (lambda index: (index / "CURRENT").write_text("00000009\n"), "is damaged"),
@@ -690,7 +690,7 @@ def test_bad_images_of_a_gallery_are_skipped_counted_and_listed(places: Places, 
     for line, (name, reason) in zip(lines[1:], expected, strict=True):
         assert line.startswith(f"{name}: {reason}")
     assert f"40 images, 64 dimensions, IDMap2,Flat, generation 1, {count} skipped" in result.out
-    records = read_records(places["out"] / "skipped.jsonl")
+    records = read_records(find(places["out"], "skipped.jsonl"))
     assert [record["name"] for record in records] == [name for name, _ in expected]
     assert all(record["reason"].startswith(reason) for record, (_, reason) in zip(records, expected, strict=True))
     assert [path.name for path in places["here"].iterdir() if path.name.startswith(".")] == []
@@ -726,7 +726,7 @@ def test_more_skipped_files_than_are_worth_printing_are_counted(places: Places, 
     result = succeed("index", "build", folder, "--model", places["model"], "--out", places["out"])
     assert result.err.splitlines()[0] == "warning: 8 images were skipped:"
     assert result.err.splitlines()[-1].strip() == "and 3 more"
-    assert len(read_records(places["out"] / "skipped.jsonl")) == 8
+    assert len(read_records(find(places["out"], "skipped.jsonl"))) == 8
 
 
 def test_a_gallery_file_whose_name_is_not_utf8_does_not_stop_the_build(places: Places, copy: Copy) -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from indistill.export.artefact import GRAPH_SHA256
 from indistill.hashing import hash_file
-from indistill.retrieval.index import MANIFEST, MODEL
+from indistill.retrieval.store import MANIFEST, MODEL
 from tests.cli.calls import succeed
 from tests.cli.files import write_note
 
@@ -88,9 +88,11 @@ def test_search_refuses_an_index_from_elsewhere_whose_model_is_hostile(
     places: Places, refuse: Refuse, copy: Copy, change: Callable[[onnx.ModelProto], object], words: str
 ) -> None:
     index = copy("index")
-    spoil(places["model"], index / MODEL, change)
     (manifest,) = index.rglob(MANIFEST)
-    claims = json.loads(manifest.read_text(encoding="utf-8")) | {"model_sha256": hash_file(index / MODEL)}
+    model = manifest.with_name(MODEL)
+    model.unlink()
+    spoil(places["model"], model, change)
+    claims = json.loads(manifest.read_text(encoding="utf-8")) | {"model_sha256": hash_file(model)}
     manifest.write_text(json.dumps(claims), encoding="utf-8")
     refuse("search {copied_index} {query}", MODEL, words)
     refuse("evaluate {copied_index} --queries {queries}", MODEL, words)

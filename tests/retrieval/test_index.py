@@ -15,9 +15,10 @@ from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
 from indistill.retrieval.build import build_index
-from indistill.retrieval.index import Index, open_model, read_manifest
+from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import SheetRow, render_sheet
+from indistill.retrieval.store import name_generation, read_manifest
 
 RANDOM = np.random.default_rng(0)
 
@@ -75,13 +76,13 @@ def test_hits_are_those_of_a_sort_of_all_inner_products(index: Path, session: Em
 
 
 def test_bad_images_are_listed_with_the_reason_and_shift_no_row(index: Path) -> None:
-    skipped = [json.loads(line) for line in (index / "skipped.jsonl").read_text().splitlines()]
+    skipped = [json.loads(line) for line in (name_generation(index, 1) / "skipped.jsonl").read_text().splitlines()]
     assert skipped == [
         {"name": "cat/040.png", "reason": "empty file"},
         {"name": "cat/041.png", "reason": "not an image that Pillow can read"},
     ]
     manifest = read_manifest(index)
-    assert (manifest.items, manifest.skipped, manifest.generation, manifest.factory) == (158, 2, 1, "IDMap2,Flat")
+    assert (manifest.items, manifest.skipped, manifest.generation, manifest.factory) == (158, 2, 1, "Flat")
 
 
 def test_equal_scores_come_in_the_order_of_their_ids(tmp_path: Path, session: EmbeddingSession) -> None:

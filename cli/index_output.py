@@ -1,0 +1,64 @@
+"""What the commands of `indistill index` print."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from indistill.cli.inputs import report_skipped
+from indistill.cli.output import print_json
+from indistill.cli.stdout import emit
+from indistill.errors import IndexFolderError
+from indistill.retrieval.store import Manifest
+
+if TYPE_CHECKING:
+    from indistill.retrieval.edit import Changes
+    from indistill.retrieval.upkeep import Verification
+
+
+def print_index(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
+    """Prints what an index is."""
+    if as_json:
+        print_json(asdict(manifest))
+        return
+    parameters = "".join(f", {name} {value}" for name, value in manifest.parameters.items())
+    emit(
+        f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}{parameters}, "
+        f"generation {manifest.generation}, {manifest.skipped} skipped"
+    )
+    emit(f"gallery {manifest.root}")
+    emit(f"model   SHA-256 {manifest.model_sha256}")
+
+
+def print_changes(folder: Path, changes: "Changes", *, as_json: bool) -> None:
+    """Prints what a change did to an index."""
+    report_skipped(changes.skipped)
+    counts = {name: getattr(changes, name) for name in ("added", "changed", "moved", "removed", "unchanged")}
+    if as_json:
+        skipped = [asdict(image) for image in changes.skipped]
+        print_json(
+            counts | {"skipped": skipped, "items": changes.manifest.items, "generation": changes.manifest.generation}
+        )
+        return
+    done = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing to do"
+    emit(f"{folder}: {done}; {changes.manifest.items:,} images, generation {changes.manifest.generation}")
+
+
+def print_verification(folder: Path, found: "Verification", *, as_json: bool) -> None:
+    """Prints what is wrong with an index.
+
+    Raises:
+        IndexFolderError: something is.
+    """
+    if as_json:
+        print_json(asdict(found))
+    elif not found.problems:
+        emit(f"{folder}: whole, {found.files} files and {found.items:,} images")
+    if found.problems:
+        for problem in found.problems[:-1]:
+            typer.echo(f"{folder}: {problem}", err=True)
+        raise IndexFolderError(
+            f"the index {folder} is damaged: {found.problems[-1]}; 'indistill index rebuild' mends an index.faiss, "
+            "'indistill index build --overwrite' the rest"
+        )

@@ -1,0 +1,109 @@
+"""What becomes of an index, and the generation that it becomes."""
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from indistill import __version__
+from indistill.errors import InputError
+from indistill.export.session import Embeddings
+from indistill.images import SkippedImage
+from indistill.retrieval.build import name_segment, write_faiss
+from indistill.retrieval.catalogue import CatalogueItem, NewItem, edit_catalogue
+from indistill.retrieval.index import Index
+from indistill.retrieval.segments import Ids, write_segment
+from indistill.retrieval.store import (
+    CATALOGUE,
+    FAISS,
+    MODEL,
+    SKIPPED,
+    Manifest,
+    commit_generation,
+    draft_generation,
+    link_files,
+    name_generation,
+    write_skipped,
+)
+from indistill.retrieval.types import add_to_faiss, can_remove, make_faiss, read_faiss, remove_from_faiss
+
+COUNTS = ("added", "changed", "moved", "removed", "unchanged")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a change did to an index: numbers of images, the files that were passed over, and what it is now."""
+
+    added: int
+    changed: int
+    moved: int
+    removed: int
+    unchanged: int
+    skipped: list[SkippedImage]
+    manifest: Manifest
+
+
+@dataclass
+class Edit:
+    """What becomes of an index: items that go, items whose description changes, and new ones with vectors (N, D)."""
+
+    removed: list[int] = field(default_factory=list)
+    replaced: list[CatalogueItem] = field(default_factory=list)
+    added: list[NewItem] = field(default_factory=list)
+    vectors: list[Embeddings] = field(default_factory=list)
+    skipped: list[SkippedImage] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+
+
+def apply_edit(index: Index, edit: Edit) -> Changes:
+    """Writes the next generation, unless nothing changes, and tells what happened."""
+    manifest = index.manifest
+    if edit.removed or edit.replaced or edit.added:
+        manifest = _write_next(index, edit)
+    return Changes(**edit.counts, skipped=edit.skipped, manifest=manifest)
+
+
+def _write_next(index: Index, edit: Edit) -> Manifest:
+    folder, manifest = index.folder, index.manifest
+    before = name_generation(folder, manifest.generation)
+    with draft_generation(folder) as draft:
+        kept = [MODEL, *manifest.segments]
+        link_files(before, draft, kept)
+        write_skipped(draft / SKIPPED, edit.skipped)
+        shutil.copyfile(before / CATALOGUE, draft / CATALOGUE)
+        with edit_catalogue(draft / CATALOGUE) as catalogue:
+            catalogue.remove(edit.removed)
+            catalogue.replace(edit.replaced)
+            ids = np.array(catalogue.add(edit.added), dtype=np.int64)
+            items = catalogue.count()
+        if not items:
+            raise InputError(f"nothing would be left in the index {folder}; to be rid of it, delete the folder")
+        segments = manifest.segments
+        if len(ids):
+            segments = (*segments, name_segment(manifest.generation + 1))
+            write_segment(draft / segments[-1], ids, np.stack(edit.vectors))
+        if len(ids) or edit.removed:
+            _change_faiss(index, np.array(edit.removed, dtype=np.int64), ids, edit, draft / FAISS)
+        else:
+            link_files(before, draft, [FAISS])
+            kept.append(FAISS)
+        manifest = replace(manifest, items=items, segments=segments, skipped=len(edit.skipped), version=__version__)
+        return commit_generation(draft, manifest, {name: index.manifest.files[name] for name in kept})
+
+
+def _change_faiss(index: Index, removed: Ids, added: Ids, edit: Edit, path: Path) -> None:
+    """Writes the FAISS index without some ids and with others; one that cannot remove is made again."""
+    vectors = np.stack(edit.vectors) if edit.vectors else np.empty((0, index.manifest.dimension), dtype=np.float32)
+    if len(removed) and not can_remove(index.manifest.factory):
+        ids, stored, _ = index.read_vectors()
+        kept = ~np.isin(ids, removed)
+        ids, vectors = np.concatenate([ids[kept], added]), np.concatenate([stored[kept], vectors])
+        write_faiss(make_faiss(index.manifest.factory, vectors, ids), path)
+        return
+    changed = read_faiss(name_generation(index.folder, index.manifest.generation) / FAISS)
+    if len(removed):
+        remove_from_faiss(changed, removed)
+    if len(added):
+        add_to_faiss(changed, vectors, added)
+    write_faiss(changed, path)

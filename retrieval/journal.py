@@ -1,0 +1,80 @@
+"""Embeddings that were made but are not in a generation yet, so that a change that is cut off embeds nothing twice.
+
+A file of fixed records after one line that says whose they are: the SHA-256 of an image file, its vector, and a
+checksum over both, so that a record that was half written is told from a whole one.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from indistill.export.session import Embeddings
+
+
+class Journal(Mapping[str, Embeddings]):
+    """The vectors (D,) of a model by the SHA-256 of the image file, kept in a file as they come.
+
+    Use `open_journal`, which closes it.
+    """
+
+    def __init__(self, path: Path, model_sha256: str, dimension: int) -> None:
+        self._record = np.dtype([("sha256", "V32"), ("vector", "<f4", (dimension,)), ("crc", "<u4")])
+        self._vectors: dict[str, Embeddings] = {}
+        header = f"indistill vectors {dimension} {model_sha256}\n".encode()
+        content = path.read_bytes() if path.is_file() else b""
+        self._stream = path.open("r+b" if path.is_file() else "w+b")
+        if not content.startswith(header):  # new, or of another model
+            self._stream.truncate(0)
+            self._stream.write(header)
+            self._stream.flush()
+            return
+        end = len(header)
+        whole = (len(content) - end) // self._record.itemsize
+        for record in np.frombuffer(content, dtype=self._record, count=whole, offset=end):
+            if zlib.crc32(record.tobytes()[:-4]) != record["crc"]:
+                break
+            self._vectors[record["sha256"].tobytes().hex()] = record["vector"].copy()
+            end += self._record.itemsize
+        self._stream.truncate(end)
+        self._stream.seek(end)
+
+    def __getitem__(self, sha256: str) -> Embeddings:
+        return self._vectors[sha256]
+
+    def __contains__(self, sha256: object) -> bool:
+        return sha256 in self._vectors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vectors)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def keep(self, hashes: Sequence[str], vectors: Embeddings) -> None:
+        """Adds the vectors (B, D) of files to the journal; they are on the disk when this returns."""
+        records = np.zeros(len(hashes), dtype=self._record)
+        for record, sha256, vector in zip(records, hashes, vectors, strict=True):
+            record["sha256"], record["vector"] = np.void(bytes.fromhex(sha256)), vector
+            record["crc"] = zlib.crc32(record.tobytes()[:-4])
+        self._stream.write(records.tobytes())
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._vectors.update(zip(hashes, vectors, strict=True))
+
+    def close(self) -> None:
+        """Closes the file, which stays."""
+        self._stream.close()
+
+
+@contextmanager
+def open_journal(path: Path, model_sha256: str, dimension: int) -> Iterator[Journal]:
+    """Yields the journal of a file, with the whole records that it holds for a model; those of another model go."""
+    journal = Journal(path, model_sha256, dimension)
+    try:
+        yield journal
+    finally:
+        journal.close()

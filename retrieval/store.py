@@ -1,0 +1,242 @@
+"""The generations of an index folder: written aside, synced, then put in force. One process writes at a time.
+
+CURRENT                         the name of the generation in force
+generations/00000001/
+    manifest.json               what the generation is, with the SHA-256 of each of its files
+    index.faiss                 what FAISS searches, by id
+    vectors-00000001.npy        the embeddings by id, of one change each; later generations link to them
+    catalogue.sqlite            the images, by id
+    model.onnx                  the model
+    skipped.jsonl               files that the last change passed over, with the reason
+lock                            held by the process that writes
+pending.vectors                 embeddings of a change that was cut off; see journal.py
+
+A generation is never changed once it is in force. The one before it stays until the next change, for those who have it
+open; a process that is killed leaves the old generation in force, or the new one.
+"""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from filelock import FileLock, Timeout
+
+from indistill.durable import move_into_place, name_aside, write_aside
+from indistill.errors import IndexFolderError, InputError
+from indistill.hashing import hash_file
+from indistill.images import SkippedImage
+
+CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
+MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
+    "manifest.json",
+    "index.faiss",
+    "catalogue.sqlite",
+    "model.onnx",
+    "skipped.jsonl",
+)
+FORMAT = 2
+SMALLEST_JOURNAL = 128  # bytes: one line and no vector, of which each has 36 bytes and D floats
+AGAIN = "build it again by 'indistill index build --overwrite'"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a generation of an index is.
+
+    Attributes:
+        items: number of images.
+        dimension: D of the vectors.
+        factory: FAISS's name of the index type.
+        metric: inner product of unit vectors, the cosine.
+        model_sha256: of the model that made the vectors.
+        generation: counts from 1.
+        root: the gallery's folder, to which the catalogue's paths are relative; or its data spec.
+        skipped: number of files that the last change passed over.
+        segments: the files of embeddings, oldest first.
+        version: of indistill.
+        parameters: of the index type when it is searched, such as `nprobe`.
+        trained_on: number of images when the index type was chosen and trained.
+        trials: what was tried when the type was chosen; empty for one that was named.
+        files: SHA-256 of each other file of the generation.
+        format: of the folder.
+    """
+
+    items: int
+    dimension: int
+    factory: str
+    metric: str
+    model_sha256: str
+    generation: int
+    root: str
+    skipped: int
+    segments: tuple[str, ...]
+    version: str
+    parameters: dict[str, int] = field(default_factory=dict)
+    trained_on: int = 0
+    trials: tuple[dict[str, object], ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Returns the manifest of the generation in force.
+
+    Raises:
+        IndexFolderError: the folder is no index, is damaged, or of another format.
+    """
+    number = read_current(folder)
+    if number is None:
+        if (folder / PENDING).is_file():
+            raise IndexFolderError(
+                f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
+            )
+        raise IndexFolderError(
+            f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
+        )
+    try:
+        content = json.loads((name_generation(folder, number) / MANIFEST).read_text(encoding="utf-8"))
+        found = content.get("format", 1)
+        if found == FORMAT:
+            content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
+            return Manifest(**content)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; {AGAIN}") from error
+    if isinstance(found, int) and found > FORMAT:
+        raise IndexFolderError(f"the index {folder} has format {found}, of a later indistill: install that one")
+    raise IndexFolderError(f"the index {folder} has format {found!r}, of an earlier indistill; {AGAIN}")
+
+
+def read_current(folder: Path) -> int | None:
+    """Returns the number of the generation in force, None where there is none yet.
+
+    Raises:
+        IndexFolderError: what says so is damaged.
+    """
+    try:
+        name = (folder / CURRENT).read_bytes().strip()
+    except OSError:
+        return None
+    if not re.fullmatch(rb"\d{8}", name):
+        raise IndexFolderError(f"the index {folder} is damaged: its {CURRENT} cannot be read; {AGAIN}")
+    return int(name)
+
+
+def name_generation(folder: Path, number: int) -> Path:
+    """Returns the folder of a generation."""
+    return folder / GENERATIONS / f"{number:08d}"
+
+
+@contextmanager
+def lock_index(folder: Path) -> Iterator[None]:
+    """Holds the right to write to an index folder.
+
+    Raises:
+        IndexFolderError: another process holds it.
+        InputError: the folder cannot be written to.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise IndexFolderError(
+            f"the index {folder} is being changed by another process; give the command again when that has ended"
+        ) from error
+    except OSError as error:
+        raise InputError(f"the index {folder} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def draft_generation(folder: Path) -> Iterator[Path]:
+    """Yields a folder for the next generation, of a folder that is locked; it goes away unless it is committed.
+
+    Raises:
+        InputError: something cannot be written.
+    """
+    current = read_current(folder) or 0
+    draft = folder / GENERATIONS / f".{current + 1:08d}"
+    try:
+        draft.parent.mkdir(exist_ok=True)
+        for leftover in draft.parent.iterdir():  # of a process that was killed
+            if not leftover.name.isdecimal() or int(leftover.name) > current:
+                shutil.rmtree(leftover)
+        draft.mkdir()
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except (OSError, sqlite3.OperationalError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"the index {folder} cannot be written: {reason}") from error
+
+
+def commit_generation(draft: Path, manifest: Manifest, unchanged: Mapping[str, str] = MappingProxyType({})) -> Manifest:
+    """Puts a complete draft in force, and removes the generations before the last one.
+
+    Args:
+        draft: where all files but the manifest lie.
+        manifest: of which the number and the checksums are filled in here.
+        unchanged: the SHA-256 of files that were linked from the generation before.
+    """
+    folder, number = draft.parent.parent, int(draft.name[1:])
+    paths = sorted(draft.iterdir())
+    files = {path.name: unchanged.get(path.name) or hash_file(path) for path in paths}
+    manifest = replace(manifest, generation=number, files=files)
+    (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    for path in (*paths, draft / MANIFEST, draft):
+        _sync(path)
+    move_into_place(draft, name_generation(folder, number))
+    with write_aside(folder / CURRENT) as stream:
+        stream.write(f"{number:08d}\n".encode())
+    move_into_place(name_aside(folder / CURRENT), folder / CURRENT)
+    for name in (PENDING, MODEL, SKIPPED):  # the last two lay here in format 1
+        (folder / name).unlink(missing_ok=True)
+    for path in (folder / GENERATIONS).iterdir():
+        if path.name.isdecimal() and int(path.name) < number - 1:
+            shutil.rmtree(path, ignore_errors=True)  # Windows keeps what is open
+    return manifest
+
+
+def link_files(source: Path, draft: Path, names: Sequence[str]) -> None:
+    """Gives a draft files of an earlier generation as they are."""
+    for name in names:
+        try:
+            os.link(source / name, draft / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(source / name, draft / name)
+
+
+def write_skipped(path: Path, skipped: Sequence[SkippedImage]) -> None:
+    """Writes the files that were passed over, an object a line."""
+    lines = (json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in skipped)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+@contextmanager
+def discard_unfinished(folder: Path) -> Iterator[None]:
+    """Removes an index folder if the context fails before anything was embedded or finished in it."""
+    try:
+        yield
+    except BaseException:
+        pending = folder / PENDING
+        if not (folder / CURRENT).exists() and (not pending.exists() or pending.stat().st_size < SMALLEST_JOURNAL):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
