@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 def print_folder(folder: ModelFolder, *, as_json: bool) -> None:
     """Prints the folder and what is in it."""
-    hashes = {file.name: file.sha256 for file in folder.files}
     if as_json:
+        described = {file.name: {"precision": file.artefact.precision, "sha256": file.sha256} for file in folder.files}
         files = [
-            {"file": name, "size_bytes": size} | ({"sha256": hashes[name]} if name in hashes else {})
-            for name, size in folder.list_sizes().items()
+            {"file": name, "size_bytes": size} | described.get(name, {}) for name, size in folder.list_sizes().items()
         ]
-        print_json({"folder": str(folder.path), "files": files, "metadata": folder.metadata}, ascii_only=True)
+        print_json({"folder": str(folder.path), "files": files})
         return
     emit(str(folder.path))
     _print_sizes(folder)

@@ -45,11 +45,10 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,59}")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that was looked at: its `.onnx` files, float32 first, and the metadata of its card."""
+    """A folder that was looked at, and its `.onnx` files, float32 first."""
 
     path: Path
     files: tuple[PackedFile, ...]
-    metadata: dict[str, Any]
 
     def list_sizes(self) -> dict[str, int]:
         """Returns the name and size in bytes of each of our files."""
@@ -136,10 +135,10 @@ def read_folder(path: Path) -> ModelFolder:
     if _read_object(path / CONFIG_FILE).get("model_type") != MODEL_TYPE:
         raise ModelError(f"{path / CONFIG_FILE} is of another kind of model: pack the folder again")
     try:
-        metadata = read_metadata(_read_text(path / CARD_FILE))
+        read_metadata(_read_text(path / CARD_FILE))
     except ModelError as error:
         raise ModelError(f"{path / CARD_FILE} is no model card: {error}") from error
-    return ModelFolder(path, tuple(files), metadata)
+    return ModelFolder(path, tuple(files))
 
 
 def require_one_student(files: Sequence[PackedFile]) -> None:

@@ -86,7 +86,8 @@ def test_pack_prints_what_it_wrote(exports: dict[str, Path], tmp_path: Path) -> 
     sizes = {file["file"]: file["size_bytes"] for file in printed["files"]}
     assert sizes == {path.name: path.stat().st_size for path in out.iterdir()}
     assert printed["files"][0]["sha256"] == EmbeddingSession(out / "model.onnx").sha256
-    assert printed["metadata"]["base_model"] == "timm/resnet18.a1_in1k"
+    assert printed["files"][0]["precision"] == "fp32"
+    assert ModelCard.load(out / "README.md").data.base_model == "timm/resnet18.a1_in1k"
     assert "no licence was given" in result.err
     assert (out / "README.md").read_text().split("\n---\n\n")[1].startswith("# `Shoes`\n")
 
