@@ -31,7 +31,11 @@ TORCH_FREE = {
     "indistill.data.named",
     "indistill.data.pixels",
     "indistill.export.artefact",
+    "indistill.export.card",
+    "indistill.export.folder",
+    "indistill.export.hub",
     "indistill.export.opening",
+    "indistill.export.processor",
     "indistill.export.session",
     "indistill.export.wire",
 }

@@ -24,6 +24,7 @@ WITHOUT_TORCH = {
     "index build": "index build {gallery} --model {model} --out {out}",
     "index info": "index info {index}",
     "info": "info {model}",
+    "pack": "pack {model} --out {out}",
     "evaluate INDEX": "evaluate {index} --queries {queries}",
     "evaluate an ONNX file": "evaluate --model {model} --gallery {gallery} --queries {queries}",
 }
