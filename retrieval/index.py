@@ -10,9 +10,12 @@ skipped.jsonl                   files that were passed over, with the reason
 """
 
 import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -21,7 +24,10 @@ from numpy.typing import NDArray
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
-from indistill.retrieval.catalogue import Catalogue
+from indistill.retrieval.catalogue import Catalogue, CatalogueItem
+
+if TYPE_CHECKING:
+    from indistill.retrieval.where import Where
 
 CURRENT, MODEL, SKIPPED = "CURRENT", "model.onnx", "skipped.jsonl"
 MANIFEST, VECTORS, CATALOGUE = "manifest.json", "index.faiss", "catalogue.sqlite"
@@ -142,14 +148,42 @@ class Index:
         if self._vectors.ntotal != self.manifest.items or self._vectors.d != self.manifest.dimension:
             raise IndexFolderError(f"the index {folder} is damaged: its {VECTORS} does not fit its {MANIFEST}")
 
-    def search(self, queries: Embeddings, k: int) -> list[list[Hit]]:
+    @property
+    def root(self) -> Path:
+        """The gallery's folder."""
+        return Path(self.manifest.root)
+
+    def search(
+        self,
+        queries: Embeddings,
+        k: int,
+        *,
+        where: "Where | None" = None,
+        threshold: float | None = None,
+        rerank: int = 0,
+    ) -> list[list[Hit]]:
         """Returns the k nearest images of each query vector (Q, D), or all where there are fewer.
 
         Equal scores come in the order of their ids.
+
+        Args:
+            queries: unit vectors.
+            k: hits for each.
+            where: a condition that hits must meet.
+            threshold: the least cosine.
+            rerank: this many are found first, and ordered by the stored vectors.
         """
-        k = min(k, self.manifest.items)
-        scores, ids = self._search_ordered(np.ascontiguousarray(queries, dtype=np.float32), k)
-        found = sorted(set(ids.ravel().tolist()))
+        among = None
+        if where is not None:
+            from indistill.retrieval.where import find_ids
+
+            with closing(sqlite3.connect(self._catalogue)) as connection:
+                among = find_ids(connection, where)
+        scores, ids = self.search_vectors(queries, max(k, rerank), among)
+        scores, ids = scores[:, :k], ids[:, :k]
+        if threshold is not None:
+            ids = np.where(scores >= threshold, ids, -1)
+        found = sorted(set(ids[ids >= 0].tolist()))
         with Catalogue(self._catalogue) as catalogue:
             items = catalogue.find_items(found)
         missing = set(found) - set(items)
@@ -159,9 +193,32 @@ class Index:
             [
                 Hit(rank, i, items[i].path, items[i].label, score)
                 for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
+                if i >= 0
             ]
             for row_ids, row_scores in zip(ids, scores, strict=True)
         ]
+
+    def search_vectors(
+        self, queries: Embeddings, k: int, among: NDArray[np.int64] | None = None
+    ) -> tuple[Embeddings, NDArray[np.int64]]:
+        """Returns the cosines (Q, k) and ids (Q, k) by falling cosine; id -1 where there are fewer than k."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if among is None:
+            return self._search_ordered(queries, min(k, self.manifest.items))
+        order = np.sort(among)
+        products = queries @ self.find_vectors(order.tolist()).T
+        best = np.argsort(-products, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(products, best, 1), order[best]
+
+    def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
+        """Returns the items of some ids, by id; ids that do not exist are left out."""
+        with Catalogue(self._catalogue) as catalogue:
+            return catalogue.find_items(ids)
+
+    def find_vectors(self, ids: Sequence[int]) -> Embeddings:
+        """Returns the vectors (len, D) of ids that exist."""
+        known, vectors, _ = self.read_vectors()
+        return vectors[np.searchsorted(known, np.asarray(ids, dtype=np.int64))]
 
     def read_vectors(self) -> tuple[NDArray[np.int64], Embeddings, list[str | None]]:
         """Returns the ids (N,) in ascending order, their vectors (N, D), and their labels."""
