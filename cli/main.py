@@ -17,7 +17,20 @@ import typer
 from indistill import __version__
 from indistill.errors import IndistillError
 
-COMMANDS = ("train", "compress", "report", "compare", "export", "info", "bench", "index", "search", "evaluate", "demo")
+COMMANDS = (
+    "train",
+    "compress",
+    "report",
+    "compare",
+    "export",
+    "info",
+    "bench",
+    "index",
+    "search",
+    "dedupe",
+    "evaluate",
+    "demo",
+)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,7 +11,6 @@
 Nothing that the user writes comes into the SQL: fields and words are looked up, values are bound parameters.
 """
 
-import math
 import re
 import sqlite3
 from collections.abc import Callable
@@ -82,8 +81,8 @@ def parse_where(text: str) -> Where:
     """Returns a condition as SQL with bound parameters.
 
     Fields are id, path, label, size (bytes), sha256 and modified. Texts stand in single or double quotes, and a quote
-    within is doubled. `modified` is compared with a date, `'2026-05-01'` or `'2026-05-01 12:30'` (UTC unless it names an
-    offset), or with seconds since 1970. It is SQL's logic: an image without a label is found by `label is null` alone.
+    within is doubled. `modified` is compared with a date, `'2026-05-01'` or `'2026-05-01 12:30'` (UTC unless it names
+    an offset), or with seconds since 1970. The logic is SQL's: of labels, one that is missing meets `is null` alone.
     `like` knows `%` and `_`, and takes a to z and A to Z for the same.
 
     Raises:
@@ -156,9 +155,9 @@ class _Parser:
             return f"{column} {negated}IN ({self._read_list(kind)})"
         if self._peek().text.lower() == "like" and kind != "text":
             _fail(self._peek(), "'like' compares text: path, label or sha256")
-        if self._take("like"):
-            return f"{column} {negated}LIKE {self._read_value(kind)}"
-        self._refuse("'like' or 'in'" if negated else "one of = != < <= > >=, like, in, is")
+        if not self._take("like"):
+            self._refuse("'like' or 'in'" if negated else "one of = != < <= > >=, like, in, is")
+        return f"{column} {negated}LIKE {self._read_value(kind)}"
 
     def _read_field(self) -> Field:
         token = self._peek()
@@ -190,7 +189,9 @@ class _Parser:
             self._values.append(_read_number(token, nanoseconds=kind == "time"))
         else:
             self._refuse(
-                {"text": "a text in quotes", "number": "a number", "time": "a date in quotes or seconds since 1970"}[kind]
+                {"text": "a text in quotes", "number": "a number", "time": "a date in quotes or seconds since 1970"}[
+                    kind
+                ]
             )
         self._next += 1
         return "?"
@@ -237,10 +238,9 @@ def _unquote(token: Token) -> str:
 
 
 def _read_number(token: Token, *, nanoseconds: bool) -> int | float:
-    exact = Fraction(token.text) if len(token.text) < 40 and abs(float(token.text)) < 1e30 else math.inf
-    scaled = exact * 10**9 if nanoseconds else exact
+    scaled = Fraction(token.text) * (10**9 if nanoseconds else 1)
     if abs(scaled) > LARGEST_INTEGER:
-        _fail(token, f"{escape_text(token.text, 40)} is too large or too long")
+        _fail(token, f"{escape_text(token.text, 40)} is too large")
     return int(scaled) if nanoseconds or scaled == int(scaled) else float(scaled)
 
 

@@ -47,7 +47,20 @@ def hash_bytes(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-COMMANDS = ["train", "compress", "report", "compare", "export", "info", "bench", "index", "search", "evaluate", "demo"]
+COMMANDS = [
+    "train",
+    "compress",
+    "report",
+    "compare",
+    "export",
+    "info",
+    "bench",
+    "index",
+    "search",
+    "dedupe",
+    "evaluate",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "index build", "index info"], ids=lambda name: name or "indistill")
