@@ -221,7 +221,7 @@ def _split(text: str) -> list[Token]:
     while not tokens or tokens[-1].kind != "end":
         match = TOKEN.match(text, end)
         if match is None or match.lastgroup is None:
-            rest = text[end:].lstrip()
+            rest = text[end:].lstrip(" \t\n\r\f\v")  # what the pattern passes over
             token = Token("", rest, len(text) - len(rest) + 1)
             _fail(token, "a quote is not closed" if rest[0] in "'\"" else f"{escape_text(rest, 20)} is not understood")
         tokens.append(Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup) + 1))

@@ -90,7 +90,7 @@ def write_value(field: str, value: object) -> str:
         return f"'{time:%Y-%m-%d}'" if time.day % 2 else str(int(time.timestamp()))
     if not isinstance(value, str):
         return repr(value)
-    return "'" + value.replace("'", "''") + "'" if len(value) % 2 else '"' + value.replace('"', '""') + '"'
+    return "'" + value.replace("'", "''") + "'" if "'" in value else '"' + value.replace('"', '""') + '"'
 
 
 def write(condition: tuple) -> str:
@@ -216,6 +216,7 @@ REFUSED = {
     "label = 'a\0'": "at character 9: a text that is not UTF-8, or holds a NUL",
     "label = 'caf\udce9'": "at character 9: a text that is not UTF-8, or holds a NUL",
     "\x1b[31m = 1": r"at character 1: \x1b[31m = 1 is not understood",
+    "\x1f": r"at character 1: \x1f is not understood",
     "id\n= ?": "at character 6: ? is not understood",
     "not " * MAX_DEPTH + "id = 1": f"nested more than {MAX_DEPTH} deep",
     " or ".join(["id=1"] * (MAX_COMPARISONS + 1)): f"more than {MAX_COMPARISONS} comparisons",
