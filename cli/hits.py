@@ -1,5 +1,7 @@
 """What `search` prints; apart from output.py, so that a search starts without the tables' library."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -64,14 +66,11 @@ def write_page(page: str, path: Path) -> None:
 
 def emit_page(page: str) -> None:
     """Prints a page in UTF-8, as it says of itself."""
-    emit(page.encode("utf-8", "backslashreplace"))
+    emit(page.encode("utf-8", "backslashreplace"), end="")
 
 
 def emit_csv(header: list[str], rows: Iterable[list[str | int | float | None]]) -> None:
     """Prints CSV after RFC 4180, in UTF-8. A text that a spreadsheet would take for a formula gets a ' before it."""
-    import csv
-    import io
-
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(header)

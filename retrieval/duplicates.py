@@ -16,8 +16,8 @@ from indistill.retrieval.index import Index
 Positions = NDArray[np.int64]
 NO_PAIRS: tuple[Positions, Positions] = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 ITEMS_AT_ONCE = 10_000
-BLOCK = 2048  # images compared with as many others at once
-MAX_PAIRS = 2**22  # that wait to be joined; more of one block are joined in a row
+BLOCK = 1024  # images compared with as many others at once
+MAX_PAIRS = 2**20  # that wait to be joined; more of one block are joined in a row
 ROUNDING = 1e-6  # of the cosine of two unit vectors in float32
 
 
@@ -42,7 +42,7 @@ def find_duplicates(
     """Returns the groups of images that pairs join, of equal content or with a cosine of the threshold at least.
 
     The largest group comes first, of equal ones that with the smallest id, and in each the ids rise. The memory is
-    that of the vectors, of a hash for each, of the groups' items, and of some ten million numbers.
+    that of the vectors, of a hash for each, of the groups' items, and of some millions of pairs.
 
     Args:
         index: whose stored vectors are compared.
