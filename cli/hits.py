@@ -1,7 +1,5 @@
 """What `search` prints; apart from output.py, so that a search starts without the tables' library."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable
@@ -71,6 +69,9 @@ def emit_page(page: str) -> None:
 
 def emit_csv(header: list[str], rows: Iterable[list[str | int | float | None]]) -> None:
     """Prints CSV after RFC 4180, in UTF-8. A text that a spreadsheet would take for a formula gets a ' before it."""
+    import csv
+    import io
+
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(header)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,6 @@ import faiss
 import numpy as np
 from PIL import Image
 
-from indistill.data.ahead import count_decoders, map_ahead
 from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
@@ -159,8 +158,11 @@ def _embed_images(images: Sequence[ImageSource], session: EmbeddingSession) -> E
         except DataError as error:
             raise DataError(f"query {describe_query(query)}: {error}") from error
 
-    many = len(images) >= MANY
-    decoded = map_ahead(read, images, workers=count_decoders(), ahead=BATCH_SIZE) if many else map(read, images)
+    decoded: Iterable[PixelArray] = map(read, images)
+    if len(images) >= MANY:
+        from indistill.data.ahead import count_decoders, map_ahead  # one query starts faster without
+
+        decoded = map_ahead(read, images, workers=count_decoders(), ahead=BATCH_SIZE)
     vectors, batch = [], []
     for number, pixels in enumerate(decoded, start=1):
         batch.append(pixels)
@@ -171,7 +173,7 @@ def _embed_images(images: Sequence[ImageSource], session: EmbeddingSession) -> E
 
 
 def _find_paths(index: Index, ids: Sequence[int]) -> dict[int, str]:
-    items = index.find_items(ids)
+    items = index.find_items(ids) if ids else {}
     unknown = set(ids) - set(items)
     if unknown:
         raise InputError(
