@@ -30,6 +30,7 @@ COMMANDS = (
     "bench",
     "index",
     "search",
+    "dedupe",
     "evaluate",
     "demo",
 )

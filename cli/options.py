@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -79,3 +79,4 @@ DownloadOption = Annotated[
     bool, typer.Option("--download", help="Fetch or unpack a data set that is not there, as torchvision can.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+HitFormat = Literal["table", "paths", "paths0", "json", "jsonl", "csv", "html"]

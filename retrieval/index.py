@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -24,7 +24,9 @@ from indistill.retrieval.store import (
     read_manifest,
 )
 from indistill.retrieval.types import read_faiss, search_faiss, set_parameters
-from indistill.retrieval.where import Where
+
+if TYPE_CHECKING:
+    from indistill.retrieval.where import Where
 
 NOTHING = -1  # the id where there is no hit
 EXACT_SHARE = 20  # a twentieth of the images or fewer are scored one by one, instead of searched with a filter
@@ -124,7 +126,7 @@ class Index:
         queries: Embeddings,
         k: int,
         *,
-        where: Where | None = None,
+        where: "Where | None" = None,
         threshold: float | None = None,
         rerank: int = 0,
     ) -> list[list[Hit]]:
@@ -145,8 +147,11 @@ class Index:
             scores, ids = self._score(np.asarray(queries, dtype=np.float32), candidates, k)
         else:
             scores, ids = self.search_vectors(queries, k, among)
-        found = sorted(set(ids.ravel().tolist()) - {NOTHING})
-        items = self.find_items(found)
+        found = set(ids.ravel().tolist()) - {NOTHING}
+        items = self.find_items(sorted(found))
+        if len(items) < len(found):
+            missing = min(found - set(items))
+            raise IndexFolderError(f"the index {self.folder} is damaged: id {missing} is not in its catalogue")
         return [
             [
                 Hit(rank, i, items[i].path, items[i].label, score)
@@ -178,18 +183,10 @@ class Index:
         return self._score(queries, np.broadcast_to(among, (len(queries), total)), k)
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
-        """Returns the items of ids that the index has.
+        """Returns the items of some ids, by id; ids that the index does not have are left out."""
+        return self.catalogue.find_items(ids)
 
-        Raises:
-            IndexFolderError: the catalogue lacks one.
-        """
-        items = self.catalogue.find_items(ids)
-        missing = set(ids) - set(items)
-        if missing:
-            raise IndexFolderError(f"the index {self.folder} is damaged: id {min(missing)} is not in its catalogue")
-        return items
-
-    def find_ids(self, where: Where) -> Ids:
+    def find_ids(self, where: "Where") -> Ids:
         """Returns the ids (N,) of the images that a condition holds for, ascending."""
         rows = self.catalogue.select(f"SELECT id FROM items WHERE {where.sql} ORDER BY id", where.values)
         return np.array([row[0] for row in rows], dtype=np.int64)

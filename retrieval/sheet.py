@@ -1,4 +1,4 @@
-"""The contact sheet: queries and their hits as one HTML page that needs no other file."""
+"""The contact sheet: queries and their hits, or groups of duplicates, as one HTML page that needs no other file."""
 
 import base64
 import io
@@ -11,8 +11,9 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from indistill.errors import DataError
-from indistill.images import decode_image
+from indistill.images import ImageSource, decode_image
 from indistill.retrieval.index import Hit
+from indistill.retrieval.search import Asked, Query, describe_query
 
 THUMBNAIL = 128
 STYLE = """
@@ -36,11 +37,19 @@ ROWS = """
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A query with its hits; where the query's label is known, hits are marked as right or wrong."""
+    """A query with its hits; where the query's label is known, hits are marked as right or wrong.
 
-    query: Path
+    Attributes:
+        query: as it was given to `search_images`; one given by its id alone is named but not shown.
+        hits: best first.
+        label: of the query.
+        role: what the query is called.
+    """
+
+    query: Asked
     hits: Sequence[Hit]
     label: str | None = None
+    role: str = "query"
 
 
 def render_rows(rows: Sequence[SheetRow], root: Path) -> Markup:
@@ -52,8 +61,8 @@ def render_rows(rows: Sequence[SheetRow], root: Path) -> Markup:
     """
     cells = []
     for row in rows:
-        name = row.query.name
-        query = {"kind": "query", "image": _encode(row.query), "alt": name, "caption": f"query {name}"}
+        parts = row.query if isinstance(row.query, tuple) else (row.query,)
+        queries = [_make_query(part, row.role) for part in parts]
         hits = [
             {
                 "kind": _judge(row.label, hit.label),
@@ -63,15 +72,21 @@ def render_rows(rows: Sequence[SheetRow], root: Path) -> Markup:
             }
             for hit in row.hits
         ]
-        cells.append([query, *hits])
+        cells.append([*queries, *hits])
     return Markup(Environment(autoescape=True).from_string(ROWS).render(rows=cells))  # escaped by the template
 
 
-def render_sheet(rows: Sequence[SheetRow], root: Path) -> str:
+def render_sheet(rows: Sequence[SheetRow], root: Path, title: str = "Search") -> str:
     """Returns the whole page; see `render_rows`."""
     template = resources.files("indistill.retrieval").joinpath("sheet.html").read_text(encoding="utf-8")
     page = Environment(autoescape=True).from_string(template)
-    return page.render(title="Search", style=Markup(STYLE), rows=render_rows(rows, root))
+    return page.render(title=title, style=Markup(STYLE), rows=render_rows(rows, root))
+
+
+def _make_query(query: Query, role: str) -> dict[str, str]:
+    name = Path(query).name if isinstance(query, str | Path) else describe_query(query)
+    image = "" if isinstance(query, int) else _encode(query)
+    return {"kind": "query", "image": image, "alt": name, "caption": f"{role} {name}"}
 
 
 def _judge(wanted: str | None, found: str | None) -> str:
@@ -80,9 +95,9 @@ def _judge(wanted: str | None, found: str | None) -> str:
     return "right" if wanted == found else "wrong"
 
 
-def _encode(path: Path) -> str:
+def _encode(source: ImageSource) -> str:
     try:
-        image = decode_image(path)
+        image = decode_image(source)
     except DataError:
         return ""
     if max(image.size) > THUMBNAIL:

@@ -12,15 +12,11 @@ Nothing that the user writes comes into the SQL: fields and words are looked up,
 """
 
 import re
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Literal, NamedTuple, NoReturn
-
-import numpy as np
-from numpy.typing import NDArray
 
 from indistill.errors import InputError, escape_text, suggest_nearest
 
@@ -81,20 +77,14 @@ def parse_where(text: str) -> Where:
     """Returns a condition as SQL with bound parameters.
 
     Fields are id, path, label, size (bytes), sha256 and modified. Texts stand in single or double quotes, and a quote
-    within is doubled. `modified` is compared with a date, `'2026-05-01'` or `'2026-05-01 12:30'` (UTC unless it names an
-    offset), or with seconds since 1970. It is SQL's logic: an image without a label is found by `label is null` alone.
+    within is doubled. `modified` is compared with a date, `'2026-05-01'` or `'2026-05-01 12:30'` (UTC unless it names
+    an offset), or with seconds since 1970. The logic is SQL's: of labels, one that is missing meets `is null` alone.
     `like` knows `%` and `_`, and takes a to z and A to Z for the same.
 
     Raises:
         InputError: the text is no such condition; the message says where and why.
     """
     return _Parser(text).parse()
-
-
-def find_ids(connection: sqlite3.Connection, where: Where) -> NDArray[np.int64]:
-    """Returns the ids of the items of a catalogue that meet a condition, in ascending order."""
-    rows = connection.execute(f"SELECT id FROM items WHERE {where.sql} ORDER BY id", where.values)
-    return np.fromiter((row[0] for row in rows), dtype=np.int64)
 
 
 class _Parser:
@@ -155,9 +145,9 @@ class _Parser:
             return f"{column} {negated}IN ({self._read_list(kind)})"
         if self._peek().text.lower() == "like" and kind != "text":
             _fail(self._peek(), "'like' compares text: path, label or sha256")
-        if self._take("like"):
-            return f"{column} {negated}LIKE {self._read_value(kind)}"
-        self._refuse("'like' or 'in'" if negated else "one of = != < <= > >=, like, in, is")
+        if not self._take("like"):
+            self._refuse("'like' or 'in'" if negated else "one of = != < <= > >=, like, in, is")
+        return f"{column} {negated}LIKE {self._read_value(kind)}"
 
     def _read_field(self) -> Field:
         token = self._peek()
@@ -221,7 +211,7 @@ def _split(text: str) -> list[Token]:
     while not tokens or tokens[-1].kind != "end":
         match = TOKEN.match(text, end)
         if match is None or match.lastgroup is None:
-            rest = text[end:].lstrip()
+            rest = text[end:].lstrip(" \t\n\r\f\v")  # what the pattern passes over
             token = Token("", rest, len(text) - len(rest) + 1)
             _fail(token, "a quote is not closed" if rest[0] in "'\"" else f"{escape_text(rest, 20)} is not understood")
         tokens.append(Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup) + 1))

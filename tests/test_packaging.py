@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 TOP = ("export", "retrieval", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TORCH_FREE = {
+    "indistill.durable",
     "indistill.errors",
     "indistill.hashing",
     "indistill.images",

@@ -48,7 +48,7 @@ def hash_bytes(path: Path) -> str:
 
 
 COMMANDS = ["train", "compress", "report", "compare", "export", "info", "pack", "push", "pull"]
-COMMANDS += ["bench", "index", "search", "evaluate", "demo"]
+COMMANDS += ["bench", "index", "search", "dedupe", "evaluate", "demo"]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "index build", "index info"], ids=lambda name: name or "indistill")

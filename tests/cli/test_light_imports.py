@@ -21,6 +21,7 @@ finally:
 WITHOUT_TORCH = {
     "search": "search {index} {query} --json",
     "search --html": "search {index} {query} --html {out}",
+    "dedupe": "dedupe {index}",
     "index build": "index build {gallery} --model {model} --out {out}",
     "index info": "index info {index}",
     "info": "info {model}",

@@ -1,0 +1,49 @@
+"""`indistill dedupe`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from indistill.cli.options import JsonOption, OverwriteOption
+
+
+def dedupe(
+    index: Annotated[Path, typer.Argument(help="The index folder.")],
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, help="The least cosine of two near-duplicates.")
+    ] = 0.95,
+    form: Annotated[
+        Literal["table", "json", "jsonl", "csv", "html"] | None,
+        typer.Option("--format", help="jsonl: a group on each line.", show_default="table"),
+    ] = None,
+    json: JsonOption = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page of the groups' images.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """List groups of near-duplicates in an index, and of files that are equal; nothing is deleted."""
+    from indistill.cli.duplicates import print_groups, render_groups
+    from indistill.cli.hits import check_page, choose_format, write_page
+    from indistill.progress import show_progress
+    from indistill.retrieval.duplicates import find_duplicates
+    from indistill.retrieval.index import Index
+
+    chosen = choose_format(form, as_json=json)
+    if html is not None:
+        check_page(html, overwrite=overwrite)
+    opened = Index(index)
+    with show_progress("comparing", opened.manifest.items) as advance:
+        groups = find_duplicates(opened, threshold, advance)
+    images = sum(map(len, groups))
+    noun = "group" if len(groups) == 1 else "groups"
+    typer.echo(
+        f"{len(groups):,} {noun} of near-duplicates: {images:,} of {opened.manifest.items:,} images have a cosine of "
+        f"{threshold:g} or more to another",
+        err=True,
+    )
+    if html is not None:
+        write_page(render_groups(groups, opened.root), html)
+    if html is None or chosen is not None:
+        print_groups(groups, opened.root, chosen or "table")
