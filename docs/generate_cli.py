@@ -7,7 +7,9 @@ from pathlib import Path
 
 from indistill.cli.main import COMMANDS
 
-PAGES = [*COMMANDS[: COMMANDS.index("index")], "index build", "index info", *COMMANDS[COMMANDS.index("index") + 1 :]]
+OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge")
+PLACE = COMMANDS.index("index")
+PAGES = [*COMMANDS[:PLACE], *(f"index {name}" for name in OF_INDEX), *COMMANDS[PLACE + 1 :]]
 HEADER = "# Commands\n\nMade by `make docs` from the help texts; a test compares the options.\n"
 
 
