@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from indistill.errors import DataError, IndexFolderError
-from indistill.images import decode_image
+from indistill.images import read_pixels
 from indistill.retrieval.index import Hit, Index, open_model
 
 
@@ -34,11 +34,10 @@ def search_images(folder: Path, queries: Sequence[Path], *, k: int, model: Path 
         ModelError: the model cannot be run.
     """
     session = open_model(folder, model, threads=1)  # the fastest for a few images
-    resize = session.artefact.preprocessing.resize
     pixels = []
     for query in queries:
         try:
-            pixels.append(resize(decode_image(query)))
+            pixels.append(read_pixels(query, session.artefact.preprocessing))
         except DataError as error:
             raise DataError(f"query {query}: {error}") from error
     index = Index(folder)
