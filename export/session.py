@@ -11,7 +11,7 @@ from PIL import Image
 from indistill.errors import ModelError, escape_text
 from indistill.export.artefact import INPUT_NAMES, OUTPUT_NAME, Artefact, make_input, read_artefact
 from indistill.export.opening import examine_file, require_interface
-from indistill.images import ImageSource, decode_image
+from indistill.images import ImageSource, read_pixels
 from indistill.preprocess import PixelArray
 
 Embeddings = NDArray[np.float32]
@@ -92,9 +92,9 @@ class EmbeddingSession:
         Raises:
             DataError: an image cannot be read; the message is the reason alone.
         """
-        resize = self.artefact.preprocessing.resize
+        preprocessing = self.artefact.preprocessing
         batches = [
-            self.embed_pixels(np.stack([resize(decode_image(source)) for source in sources[i : i + BATCH_SIZE]]))
+            self.embed_pixels(np.stack([read_pixels(source, preprocessing) for source in sources[i : i + BATCH_SIZE]]))
             for i in range(0, len(sources), BATCH_SIZE)
         ]
         return np.concatenate(batches) if batches else np.empty((0, self.artefact.embedding_dim), dtype=np.float32)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +28,7 @@ def silence_output() -> None:
 def show_progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """Yields a function to call with the number of items just done.
 
-    Shows the share done, the rate and the time left; without a terminal, a line every ten seconds.
+    Shows the share done, the rate and the time left; without a terminal, in a line every ten seconds.
     """
     console, started = make_console(), time.monotonic()
     done, last_line = 0, started
@@ -42,7 +43,9 @@ def show_progress(what: str, total: int, unit: str = "images") -> Iterator[Calla
                 bar.update(task, completed=done, rate=f"{done / max(now - started, 1e-9):,.0f}")
             elif now - last_line > LINE_EVERY_S:
                 last_line = now
-                console.print(f"{what}: {done:,} of {total:,} {unit}", markup=False)
+                rate = done / (now - started)
+                left = timedelta(seconds=round((total - done) / rate)) if done else "unknown time"
+                console.print(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left} left", markup=False)
 
         yield advance
 

@@ -7,15 +7,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from indistill.data.ahead import map_ahead
+from indistill.data.ahead import count_decoders, map_ahead
 from indistill.data.sets import ImageSet
 from indistill.errors import DataError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.images import SkippedImage, decode_image
+from indistill.images import SkippedImage, read_pixels
 from indistill.preprocess import PixelArray
 
-BATCH_SIZE = 64
-DECODERS = 4
+BATCH_SIZE = 32
 AHEAD = 4 * BATCH_SIZE  # images read before they are needed
 
 
@@ -45,6 +44,7 @@ def embed_files(
     *,
     known: Mapping[str, Embeddings] = MappingProxyType({}),
     keep: Callable[[Sequence[str], Embeddings], None] = lambda _, __: None,
+    workers: int | None = None,
 ) -> EmbeddedImages:
     """Returns the vectors of image files, in their order.
 
@@ -54,6 +54,8 @@ def embed_files(
         on_progress: called with the number of files just done.
         known: vectors (D,) of this model by the SHA-256 of a file: such files are neither decoded nor embedded.
         keep: called with the SHA-256 of each file of a batch and the vectors (B, D) of the batch, once they are made.
+        workers: threads that read, hash, decode and resize while the model runs; default one for each core, and four
+            at least.
     """
     files: list[ImageFile] = []
     skipped: list[SkippedImage] = []
@@ -67,7 +69,7 @@ def embed_files(
             vectors.update(zip((position for position, _ in waiting), made, strict=True))
             waiting.clear()
 
-    for result in _read_ahead(images, session, known):
+    for result in _read_ahead(images, session, known, workers or count_decoders()):
         if isinstance(result, SkippedImage):
             skipped.append(result)
         else:
@@ -88,7 +90,7 @@ def embed_files(
 
 
 def _read_ahead(
-    images: ImageSet, session: EmbeddingSession, known: Mapping[str, Embeddings]
+    images: ImageSet, session: EmbeddingSession, known: Mapping[str, Embeddings], workers: int
 ) -> Iterator[tuple[ImageFile, PixelArray | None] | SkippedImage]:
     """Yields the files in their order, while others are being read; without pixels where the vector is known."""
     preprocessing = session.artefact.preprocessing
@@ -101,11 +103,11 @@ def _read_ahead(
         try:
             stored = images.fetch(position)
             sha256 = hashlib.sha256(stored.content).hexdigest()
-            pixels = None if sha256 in known else preprocessing.resize(decode_image(stored.content))
+            pixels = None if sha256 in known else read_pixels(stored.content, preprocessing)
         except DataError as error:
             return SkippedImage(name, str(error))
         except OSError as error:
             return SkippedImage(name, error.strerror or str(error))
         return ImageFile(name, sha256, len(stored.content), stored.modified_ns), pixels
 
-    return map_ahead(read, enumerate(images.names), workers=DECODERS, ahead=AHEAD)
+    return map_ahead(read, enumerate(images.names), workers=workers, ahead=AHEAD)

@@ -14,7 +14,7 @@ from PIL import Image
 from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
-from indistill.images import ImageSource, decode_image
+from indistill.images import ImageSource, read_pixels
 from indistill.preprocess import PixelArray
 from indistill.retrieval.index import Hit, Index, open_model
 
@@ -150,11 +150,11 @@ def _hash_query(query: str | Path | bytes) -> str:
 
 def _embed_images(images: Sequence[ImageSource], session: EmbeddingSession) -> Embeddings:
     """Returns the vectors (N, D) of query images; of their pixels a batch is kept."""
-    resize = session.artefact.preprocessing.resize
+    preprocessing = session.artefact.preprocessing
 
     def read(query: ImageSource) -> PixelArray:
         try:
-            return resize(decode_image(query))
+            return read_pixels(query, preprocessing)
         except DataError as error:
             raise DataError(f"query {describe_query(query)}: {error}") from error
 

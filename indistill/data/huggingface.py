@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from indistill.data.sets import StoredImage, number_labels
+from indistill.data.sets import StoredImage, fetch_file, number_labels
 from indistill.errors import DataError
 from indistill.images import decode_image
 
@@ -48,7 +48,7 @@ class SavedSet:
         source = self._find(position)
         if isinstance(source, bytes):
             return StoredImage(source, 0)
-        return StoredImage(source.read_bytes(), source.stat().st_mtime_ns)
+        return fetch_file(source)
 
     def _find(self, position: int) -> bytes | Path:
         """Returns the encoded image, or the path where the data set names a file."""

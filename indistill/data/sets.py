@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from indistill.errors import DataError, suggest_nearest
-from indistill.images import decode_image, list_images
+from indistill.images import decode_image, list_images, measure_file
 
 SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
 UNLABELLED = -1
@@ -23,6 +23,12 @@ class StoredImage:
 
     content: bytes
     modified_ns: int
+
+
+def fetch_file(path: Path) -> StoredImage:
+    """Returns an image file. Raises DataError where it is none that can be read whole, OSError where there is none."""
+    modified_ns = measure_file(path).st_mtime_ns  # before it is read: what changes meanwhile is seen as changed
+    return StoredImage(path.read_bytes(), modified_ns)
 
 
 class ImageSet(Protocol):
@@ -74,8 +80,7 @@ class FolderSet:
 
     def fetch(self, position: int) -> StoredImage:
         """Returns the file."""
-        path = self.folder / self.names[position]
-        return StoredImage(path.read_bytes(), path.stat().st_mtime_ns)
+        return fetch_file(self.folder / self.names[position])
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from indistill.errors import DataError, InputError
-from indistill.images import decode_image, list_images
+from indistill.images import MAX_FILE_BYTES, decode_image, list_images, read_pixels
 from indistill.preprocess import Preprocessing
 
 
@@ -130,3 +133,167 @@ def test_preprocessing_survives_metadata() -> None:
     assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
     with pytest.raises(InputError, match="positive std"):
         Preprocessing(8, std=(0, 1, 1))
+
+
+def write_png(depth: int, colours: int, values: list[int], transparent: list[int]) -> bytes:
+    """Returns a PNG of one row, whose colour `transparent` has no opacity; Pillow writes none of 16 bits."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    channels = {0: 1, 2: 3, 6: 4}[colours]
+    row = b"".join(value.to_bytes(depth // 8, "big") for value in values)
+    header = struct.pack(">IIBBBBB", len(values) // channels, 1, depth, colours, 0, 0, 0)
+    key = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
+    body = chunk(b"IHDR", header) + key + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    ("depth", "colours", "values", "transparent", "expected"),
+    [
+        (8, 0, [7, 200], [7], [(255, 255, 255), (200, 200, 200)]),
+        (16, 0, [1000, 40000], [1000], [(255, 255, 255), (155, 155, 155)]),
+        (8, 2, [1, 2, 3, 9, 8, 7], [1, 2, 3], [(255, 255, 255), (9, 8, 7)]),
+        (16, 2, [1000, 2000, 3000, 65535, 0, 0], [1000, 2000, 3000], [(255, 255, 255), (255, 0, 0)]),
+        (16, 6, [0, 0, 0, 0, 65535, 0, 0, 65535], [], [(255, 255, 255), (255, 0, 0)]),
+        (8, 6, [255, 0, 0, 128, 0, 0, 255, 255], [], [(255, 127, 127), (0, 0, 255)]),
+    ],
+)
+def test_transparent_pixels_become_white(
+    depth: int, colours: int, values: list[int], transparent: list[int], expected: list[tuple[int, int, int]]
+) -> None:
+    decoded = decode_image(write_png(depth, colours, values, transparent))
+    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == expected
+
+
+def test_a_palette_has_its_colours_and_its_transparency() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    assert decode_image(encode(image)).getpixel((1, 0)) == (200, 100, 50)
+    see_through = decode_image(encode(image, transparency=0))
+    assert [see_through.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+    grey = decode_image(encode(Image.new("LA", (1, 1), (100, 128))))
+    assert grey.getpixel((0, 0)) == pytest.approx((177, 177, 177), abs=1)
+
+
+def test_printing_colours_become_those_of_the_screen() -> None:
+    red = decode_image(encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert red.getpixel((8, 8)) == pytest.approx((255, 0, 0), abs=4)
+
+
+def test_floats_that_are_no_numbers_are_black_or_white() -> None:
+    image = Image.fromarray(np.array([[np.nan, np.inf, -np.inf, 300, 65535]], dtype=np.float32))
+    decoded = decode_image(encode(image, "TIFF"))
+    assert [decoded.getpixel((x, 0))[0] for x in range(5)] == [0, 255, 0, 1, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_turned_as_pillow_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
+        stored = encode(NOISE, kind, exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(stored)))
+        assert np.array_equal(np.asarray(decode_image(stored)), np.asarray(expected))
+
+
+def test_damaged_metadata_does_not_lose_the_image() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = encode(NOISE, "JPEG", exif=exif)
+    damaged = stored.replace(b"Exif\0\0MM\0*", b"Exif\0\0MMxx").replace(b"Exif\0\0II*\0", b"Exif\0\0IIxx")
+    assert damaged != stored
+    assert decode_image(damaged).size == NOISE.size
+
+
+@pytest.mark.parametrize("kind", ["PCX", "ICO", "TGA", "EPS", "PDF", "SGI"])
+def test_the_readers_of_other_formats_are_never_run(kind: str) -> None:
+    with pytest.raises(DataError, match="not an image that Pillow can read"):
+        decode_image(encode(NOISE, kind))
+
+
+@pytest.mark.parametrize(
+    ("size", "smallest", "expected"),
+    [
+        ((160, 96), 12, (20, 12)),
+        ((160, 96), 13, (40, 24)),
+        ((160, 96), 48, (80, 48)),
+        ((160, 96), 49, (160, 96)),
+        ((164, 100), 12, (41, 25)),  # an eighth is no whole number
+        ((161, 96), 12, (161, 96)),
+    ],
+)
+def test_a_draft_keeps_its_proportions_and_the_smallest_side(
+    size: tuple[int, int], smallest: int, expected: tuple[int, int]
+) -> None:
+    image = NOISE.resize(size)
+    assert decode_image(encode(image, "JPEG"), smallest=smallest).size == expected
+    assert decode_image(encode(image, "PNG"), smallest=smallest).size == size
+    assert decode_image(image, smallest=smallest).size == size
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode_image(encode(image, "JPEG", exif=exif), smallest=smallest).size == expected[::-1]
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_draft_resized_is_the_full_decode_resized_but_for_rounding(subsampling: int) -> None:
+    photo = NOISE.resize((1024, 768), Image.Resampling.BICUBIC)
+    stored, preprocessing = encode(photo, "JPEG", quality=90, subsampling=subsampling), Preprocessing(24, 0.75)
+    assert decode_image(stored, smallest=4 * 32).size == (256, 192)
+    difference = np.abs(read_pixels(stored, preprocessing).astype(int) - preprocessing.resize(decode_image(stored)))
+    assert 0 < difference.mean() < 0.5
+    assert difference.max() <= 3
+
+
+def test_what_is_no_file_or_has_too_many_bytes_has_a_reason(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "long.jpg").open("wb") as stream:
+        stream.truncate(MAX_FILE_BYTES + 1)
+    for name, reason in {"pipe.jpg": "a pipe or a device", "long.jpg": "bytes, more than the limit of 536,870"}.items():
+        with pytest.raises(DataError, match=reason):
+            decode_image(tmp_path / name)
+    with pytest.raises(DataError, match="is a folder"):
+        decode_image(tmp_path)
+
+
+KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def test_images_are_found_by_their_first_bytes_where_the_suffix_says_nothing(tmp_path: Path) -> None:
+    for kind in KINDS:
+        (tmp_path / kind).write_bytes(encode(NOISE, kind))
+    (tmp_path / "photo.bak").write_bytes(encode(NOISE))
+    (tmp_path / ".hidden").write_bytes(encode(NOISE))
+    (tmp_path / "cars").write_text("BMW, and P5 for parking")
+    (tmp_path / "prices.txt").write_text("P5 is where we park, II* is a hotel")
+    (tmp_path / "empty").touch()
+    (tmp_path / "text.PNG").write_text("taken by its suffix, and skipped when it is read")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert [path.name for path in list_images(tmp_path)] == sorted([*KINDS, "photo.bak", "text.PNG"])
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path) -> None:
+    folder = tmp_path / "gallery"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.png").write_bytes(encode(NOISE))
+    (folder / "sub" / "loop").symlink_to(folder)
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    (folder / "gone").symlink_to(folder / "nothing")
+    (folder / "linked").symlink_to(folder / "sub" / "a.png")
+    found = [path.relative_to(folder).as_posix() for path in list_images(folder)]
+    assert found == ["gone.png", "linked", "loop.png", "sub/a.png"]
+    (tmp_path / "link").symlink_to(folder)
+    assert len(list_images(tmp_path / "link")) == 4
+
+
+def test_names_may_be_of_any_bytes_and_are_sorted_by_folder(tmp_path: Path) -> None:
+    names = ["a b/1.png", "a/2.png", "a/\n.png", "a/é.JPG", os.fsdecode(b"a/\xff.png"), "a.png"]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert list_images(tmp_path) == sorted((tmp_path / name for name in names), key=lambda path: path.parts)
