@@ -94,6 +94,12 @@ function splitPath(path) {
   return [path.slice(cut + 1), path.slice(0, Math.max(cut, 0))];
 }
 
+/** Writes a file's name so that a long one breaks where its words do. */
+function writeName(element, name) {
+  const parts = name.split(/(?<=[_\-+ ])|(?=\.)/);
+  element.replaceChildren(...parts.flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part])));
+}
+
 // --- what is shown
 
 function showError(title, message) {
@@ -119,7 +125,7 @@ function showHits(hits) {
     link.title = hit.path;
     const facts = [hit.path, score && `score ${score}`, hit.label].filter(Boolean).join(", ");
     link.setAttribute("aria-label", `${facts}. Search by this image`);
-    entry.querySelector(".name").textContent = name;
+    writeName(entry.querySelector(".name"), name);
     entry.querySelector(".score").textContent = score ?? "";
     entry.querySelector(".place").textContent = folder || hit.label || "";
     image.dataset.path = `/images/${hit.id}?size=${THUMBNAIL}`;
@@ -144,7 +150,7 @@ function showAsked(kind, path, source) {
   find("asked").hidden = false;
   document.body.classList.add("asking");
   find("asked-kind").textContent = kind;
-  find("asked-name").textContent = name;
+  writeName(find("asked-name"), name);
   find("asked-place").textContent = folder;
   image.alt = `Query: ${name}`;
   document.title = `${name} – ${TITLE}`;

@@ -17,6 +17,7 @@ class Generations:
     Args:
         folder: the index folder.
         threads: of ONNX Runtime.
+        keep_s: seconds that an older generation stays open, for the requests that have it.
         on_change: called with each generation that is taken up, the first one too.
 
     Attributes:
@@ -26,10 +27,11 @@ class Generations:
         IndexFolderError, ModelError: the first generation cannot be opened.
     """
 
-    def __init__(self, folder: Path, threads: int, on_change: Callable[[Opened], None]) -> None:
-        self._folder, self._threads, self._on_change = folder, threads, on_change
+    def __init__(self, folder: Path, threads: int, keep_s: float, on_change: Callable[[Opened], None]) -> None:
+        self._folder, self._threads, self._keep_s, self._on_change = folder, threads, keep_s, on_change
         self._stamp = read_stamp(folder)  # before opening: what comes meanwhile is seen as new
         self.current = open_generation(folder, threads)
+        self._retired: list[Opened] = []
         on_change(self.current)
 
     async def follow(self, poll_s: float, on_failure: Callable[[], None]) -> None:
@@ -46,13 +48,25 @@ class Generations:
             if stamp == self._stamp:
                 continue
             self._stamp = stamp
-            session = self.current.session
+            older = self.current
             try:
-                self.current = await asyncio.to_thread(open_generation, self._folder, self._threads, session)
+                self.current = await asyncio.to_thread(open_generation, self._folder, self._threads, older.session)
             except IndistillError as error:
                 on_failure()
                 LOGGER.error("the newer generation is not served, the older one goes on: %s", error)
                 continue
+            self._retired.append(older)
+            asyncio.get_running_loop().call_later(self._keep_s, self._close_oldest)
             self._on_change(self.current)
             manifest = self.current.index.manifest
             LOGGER.info("now serving generation %d, %d images", manifest.generation, manifest.items)
+
+    def close(self) -> None:
+        """Closes all that is open."""
+        for opened in (self.current, *self._retired):
+            opened.index.close()
+        self._retired.clear()
+
+    def _close_oldest(self) -> None:
+        if self._retired:
+            self._retired.pop(0).index.close()

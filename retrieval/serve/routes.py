@@ -103,7 +103,7 @@ async def list_items(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> ItemsAnswer:
     """The catalogue, page by page, by id."""
-    found = service.generations.current.items.list_after(after, limit)
+    found = service.generations.current.list_items(after, limit)
     items = [ItemAnswer.model_validate(item, from_attributes=True) for item in found]
     return ItemsAnswer(items=items, next_after=items[-1].id if len(items) == limit else None)
 

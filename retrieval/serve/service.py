@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from indistill.errors import DataError
-from indistill.images import decode_image
+from indistill.images import read_pixels
 from indistill.preprocess import PixelArray
 from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.index import Hit
@@ -44,7 +44,9 @@ class Service:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.generations = Generations(folder, settings.threads, self.metrics.observe_generation)
+        self.generations = Generations(
+            folder, settings.threads, 2 * settings.time_limit_s, self.metrics.observe_generation
+        )
         self.batcher = Batcher(settings.batch_size, self.metrics.observe_batch)
         self.searches, self._thumbnails = Room(settings.queue_size), Room(THUMBNAILS_AT_WORK)
         cores = os.cpu_count() or 1
@@ -66,6 +68,7 @@ class Service:
         await self.batcher.stop()
         for pool in (self._decoders, self._painters):
             pool.shutdown(cancel_futures=True)
+        self.generations.close()
 
     async def search(
         self, wanted: Wanted, k: int, threshold: float | None, where: Where | None
@@ -97,7 +100,7 @@ class Service:
 
     def find_item(self, opened: Opened, item: int) -> CatalogueItem:
         """Returns an item, or raises Refusal."""
-        found = opened.items.find(item)
+        found = opened.find_item(item)
         if found is None:
             raise Refusal(404, f"the index has no image {item}")
         return found
@@ -118,6 +121,6 @@ class Service:
 
     def _decode(self, opened: Opened, content: bytes) -> PixelArray:
         try:
-            return opened.session.artefact.preprocessing.resize(decode_image(content, self.settings.max_pixels))
+            return read_pixels(content, opened.session.artefact.preprocessing, self.settings.max_pixels)
         except DataError as error:
             raise Refusal(422, f"the upload cannot be read: {error}") from error

@@ -19,7 +19,7 @@ def make_thumbnail(path: Path, size: int, max_pixels: int) -> bytes:
     """
     if not path.is_file():  # a pipe put in its place would never end
         raise DataError("no such file")
-    image = decode_image(path, max_pixels)
+    image = decode_image(path, max_pixels, smallest=size)
     image.thumbnail((size, size), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     Image.frombytes("RGB", image.size, image.tobytes()).save(stream, "JPEG", quality=QUALITY)
