@@ -17,8 +17,7 @@ def serve(
         typer.Option(
             "--token-file",
             metavar="FILE",
-            help="Holds the token that clients must show.",
-            show_default="INDISTILL_TOKEN",
+            help="Holds the token that clients must show; else the variable INDISTILL_TOKEN does.",
         ),
     ] = None,
     allow_host: Annotated[

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,14 +67,14 @@ def upload(client: httpx.Client, content: bytes, **parameters: str | float) -> h
 
 def read_answer(connection: socket.socket) -> str:
     """Returns an answer whole: its head and its body may come apart."""
-    text = ""
-    while not (found := re.search(r"content-length: (\d+)\r\n.*\r\n\r\n", text, re.DOTALL)) or (
-        len(text) < found.end() + int(found[1])
+    received = b""
+    while not (head := re.search(rb"content-length: (\d+)\r\n.*?\r\n\r\n", received, re.DOTALL)) or (
+        len(received) < head.end() + int(head[1])
     ):
-        received = connection.recv(10_000).decode()
-        assert received, text
-        text += received
-    return text
+        more = connection.recv(10_000)
+        assert more, received
+        received += more
+    return received.decode()
 
 
 def assert_hits(response: httpx.Response, expected: list[Hit]) -> None:
@@ -426,16 +427,21 @@ def test_the_log_holds_nothing_of_the_users(index: Path, gallery: Path, caplog: 
     assert not re.search(r"secret|private|007|17|\.png", re.sub(r"[\d.]+ ms", "", text))
 
 
-def start_command(*arguments: object, token: str | None = None) -> subprocess.Popen[str]:
-    environment = make_environment() | ({"INDISTILL_TOKEN": token} if token else {})
+@contextmanager
+def start_command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Starts the command in a process of its own, which is gone at the end."""
     command = [sys.executable, "-c", MAIN, "serve", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    piped = subprocess.PIPE
+    with subprocess.Popen(command, env=make_environment(), stdout=piped, stderr=piped, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["TERM", "INT"])
 def test_the_command_stops_in_good_order_and_answers_what_has_begun(index: Path, number: int, code: int) -> None:
-    process = start_command(index, "--port", 0)
-    try:
+    with start_command(index, "--port", 0) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         port = int(url.rstrip("/").rsplit(":", 1)[1])
@@ -449,8 +455,6 @@ def test_the_command_stops_in_good_order_and_answers_what_has_begun(index: Path,
             connection.sendall(b'{"id": 1}')
             assert read_answer(connection).startswith("HTTP/1.1 200 ")
         _, errors = process.communicate(timeout=20)
-    finally:
-        process.kill()
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert "POST /search 200" in errors
@@ -470,8 +474,8 @@ def test_the_command_refuses_what_would_be_open_to_all(index: Path, tmp_path: Pa
             ((index, "--port", port), f"cannot listen on 127.0.0.1 port {port}: Address already in use"),
             ((tmp_path, "--port", 0), "is not an index"),
         ):
-            process = start_command(*arguments)
-            _, errors = process.communicate(timeout=30)
+            with start_command(*arguments) as process:
+                _, errors = process.communicate(timeout=30)
             assert process.returncode == 2, errors
             assert message in errors
             assert len(errors.splitlines()) == 1
