@@ -32,6 +32,7 @@ COMMANDS = (
     "search",
     "dedupe",
     "evaluate",
+    "serve",
     "demo",
 )
 

@@ -1,0 +1,170 @@
+"""The routes, and what they take."""
+
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from indistill.errors import InputError
+from indistill.retrieval.serve.answers import (
+    ErrorAnswer,
+    HitAnswer,
+    IndexAnswer,
+    ItemAnswer,
+    ItemsAnswer,
+    SearchAnswer,
+    SearchById,
+    StateAnswer,
+)
+from indistill.retrieval.serve.problems import Refusal
+from indistill.retrieval.serve.service import Service, Wanted
+from indistill.retrieval.serve.settings import MAX_HITS
+from indistill.retrieval.where import Where, parse_where
+
+IMAGE_FIELD = "image"
+MAX_CONDITION = 1000  # signs
+MAX_PAGE = 1000
+# As the body has two forms, of which FastAPI can describe one.
+SEARCH_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [IMAGE_FIELD],
+                    "properties": {IMAGE_FIELD: {"type": "string", "format": "binary"}},
+                }
+            },
+            "application/json": {"schema": SearchById.model_json_schema()},
+        },
+    }
+}
+
+router = APIRouter(responses={422: {"model": ErrorAnswer}, "default": {"model": ErrorAnswer}})
+
+
+def get_service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+Serving = Annotated[Service, Depends(get_service)]
+ItemId = Annotated[int, Path(ge=0, le=2**63 - 1, alias="id")]
+
+
+@router.post("/search", openapi_extra=SEARCH_BODY)
+async def search(
+    request: Request,
+    service: Serving,
+    k: Annotated[int, Query(ge=1, le=MAX_HITS, description="hits at most")] = 10,
+    threshold: Annotated[float | None, Query(ge=-1, le=1, description="the lowest score")] = None,
+    where: Annotated[
+        str | None, Query(max_length=MAX_CONDITION, description="a condition, as label = 'dog' and size > 10000")
+    ] = None,
+) -> SearchAnswer:
+    """The nearest images: to an uploaded one, or to one of the index by its id."""
+    condition = read_condition(where)
+    with service.searches:
+        opened, hits = await service.search(await read_wanted(request), k, threshold, condition)
+    answers = [HitAnswer(rank=h.rank, id=h.id, path=h.path, label=h.label, score=h.score) for h in hits]
+    return SearchAnswer(generation=opened.index.manifest.generation, hits=answers)
+
+
+@router.get("/images/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+async def show_image(
+    request: Request,
+    service: Serving,
+    item_id: ItemId,
+    size: Annotated[int, Query(ge=16, le=1024, description="the longest side, in pixels")] = 256,
+) -> Response:
+    """A thumbnail of a catalogued image, as JPEG."""
+    opened = service.generations.current
+    item = service.find_item(opened, item_id)
+    headers = {"ETag": f'"{item.sha256}-{size}"', "Cache-Control": "private, no-cache"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(await service.paint(opened, item, size), media_type="image/jpeg", headers=headers)
+
+
+@router.get("/items/{id}")
+async def show_item(service: Serving, item_id: ItemId) -> ItemAnswer:
+    """What the catalogue says of an image."""
+    item = service.find_item(service.generations.current, item_id)
+    return ItemAnswer.model_validate(item, from_attributes=True)
+
+
+@router.get("/items")
+async def list_items(
+    service: Serving,
+    after: Annotated[int, Query(ge=-1, le=2**63 - 1, description="begin behind this id")] = -1,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+) -> ItemsAnswer:
+    """The catalogue, page by page, by id."""
+    found = service.generations.current.list_items(after, limit)
+    items = [ItemAnswer.model_validate(item, from_attributes=True) for item in found]
+    return ItemsAnswer(items=items, next_after=items[-1].id if len(items) == limit else None)
+
+
+@router.get("/index")
+async def describe_index(service: Serving) -> IndexAnswer:
+    """What is served, and within which limits."""
+    manifest = service.generations.current.index.manifest
+    return IndexAnswer(
+        items=manifest.items,
+        dimension=manifest.dimension,
+        factory=manifest.factory,
+        generation=manifest.generation,
+        model_sha256=manifest.model_sha256,
+        max_upload_bytes=service.settings.max_upload_bytes,
+        max_hits=MAX_HITS,
+    )
+
+
+@router.get("/healthz")
+async def tell_health() -> StateAnswer:
+    """The process answers."""
+    return StateAnswer(status="ok")
+
+
+@router.get("/readyz")
+async def tell_readiness(service: Serving) -> StateAnswer:
+    """An index is open and searches are answered."""
+    if not service.batcher.is_running:
+        raise Refusal(503, "not ready")
+    return StateAnswer(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def show_metrics(service: Serving) -> Response:
+    """Figures for Prometheus."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def read_condition(text: str | None) -> Where | None:
+    """Returns the condition; none for no text. Raises Refusal."""
+    if text is None or not text.strip():
+        return None
+    try:
+        return parse_where(text)
+    except InputError as error:
+        raise Refusal(400, str(error)) from error
+
+
+async def read_wanted(request: Request) -> Wanted:
+    """Returns the image or the id of a request's body. Raises Refusal."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        try:
+            return SearchById.model_validate_json(await request.body()).id
+        except ValidationError as error:
+            raise Refusal(422, 'the body must be {"id": N}, with the id of an image of the index') from error
+    if kind == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=1) as form:
+            uploads = [value for value in form.getlist(IMAGE_FIELD) if isinstance(value, UploadFile)]
+            if len(uploads) != 1:
+                raise Refusal(422, f"the form must have one file, in the field {IMAGE_FIELD}")
+            return await uploads[0].read()
+    raise Refusal(415, 'send an image as multipart/form-data, or {"id": N} as application/json')

@@ -1,0 +1,126 @@
+"""What the routes share: the index in force, the batches, the threads and the figures."""
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from indistill.errors import DataError
+from indistill.images import read_pixels
+from indistill.preprocess import PixelArray
+from indistill.retrieval.catalogue import CatalogueItem
+from indistill.retrieval.index import Hit
+from indistill.retrieval.serve.batching import Batcher, Query
+from indistill.retrieval.serve.limits import Room
+from indistill.retrieval.serve.metrics import Metrics
+from indistill.retrieval.serve.opened import Opened
+from indistill.retrieval.serve.problems import Refusal
+from indistill.retrieval.serve.reload import Generations
+from indistill.retrieval.serve.settings import Settings
+from indistill.retrieval.serve.thumbnails import make_thumbnail
+from indistill.retrieval.where import Where
+
+THUMBNAILS_AT_WORK = 256  # some pages of results
+Wanted = bytes | int
+
+
+class Service:
+    """An index that is being served.
+
+    Args:
+        folder: the index folder.
+        settings: the limits.
+
+    Attributes:
+        settings: as given.
+        metrics: the figures.
+        generations: the index in force.
+        batcher: where searches meet.
+        searches: places for searches at work at once, from upload to answer.
+
+    Raises:
+        IndexFolderError, ModelError: the index cannot be opened.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.generations = Generations(
+            folder, settings.threads, 2 * settings.time_limit_s, self.metrics.observe_generation
+        )
+        self.batcher = Batcher(settings.batch_size, self.metrics.observe_batch)
+        self.searches, self._thumbnails = Room(settings.queue_size), Room(THUMBNAILS_AT_WORK)
+        cores = os.cpu_count() or 1
+        self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+        self._painters = ThreadPoolExecutor(max(1, cores // 2), thread_name_prefix="thumbnail")
+        self._follower: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to answer and to look for newer generations, in the running event loop."""
+        self.batcher.start()
+        following = self.generations.follow(self.settings.poll_s, self.metrics.observe_reload_failure)
+        self._follower = asyncio.create_task(following)
+
+    async def stop(self) -> None:
+        """Ends, after the work that runs."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.wait([self._follower])
+        await self.batcher.stop()
+        for pool in (self._decoders, self._painters):
+            pool.shutdown(cancel_futures=True)
+        self.generations.close()
+
+    async def search(
+        self, wanted: Wanted, k: int, threshold: float | None, where: Where | None
+    ) -> tuple[Opened, list[Hit]]:
+        """Returns the hits, and the generation that they are of.
+
+        Args:
+            wanted: an encoded image, or an id of the index.
+            k: hits at most.
+            threshold: the lowest score.
+            where: a condition on the catalogue.
+
+        Raises:
+            Refusal: the image cannot be read, or there is no such id.
+        """
+        opened = self.generations.current
+        if isinstance(wanted, int):
+            self.find_item(opened, wanted)
+            query = Query(opened, wanted, k, threshold, where)
+        else:
+            content = wanted
+            self.batcher.arriving += 1
+            try:
+                pixels = await self._loop.run_in_executor(self._decoders, self._decode, opened, content)
+            finally:
+                self.batcher.arriving -= 1
+            query = Query(opened, pixels, k, threshold, where)
+        return opened, await self.batcher.find(query)
+
+    def find_item(self, opened: Opened, item: int) -> CatalogueItem:
+        """Returns an item, or raises Refusal."""
+        found = opened.find_item(item)
+        if found is None:
+            raise Refusal(404, f"the index has no image {item}")
+        return found
+
+    async def paint(self, opened: Opened, item: CatalogueItem, size: int) -> bytes:
+        """Returns a JPEG of an item, no side longer than `size` pixels, or raises Refusal."""
+        path = opened.index.root / item.path
+        with self._thumbnails:
+            try:
+                limit = self.settings.max_pixels
+                return await self._loop.run_in_executor(self._painters, make_thumbnail, path, size, limit)
+            except DataError as error:
+                raise Refusal(404, f"image {item.id} cannot be shown: {error}") from error
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def _decode(self, opened: Opened, content: bytes) -> PixelArray:
+        try:
+            return read_pixels(content, opened.session.artefact.preprocessing, self.settings.max_pixels)
+        except DataError as error:
+            raise Refusal(422, f"the upload cannot be read: {error}") from error
