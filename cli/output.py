@@ -79,10 +79,11 @@ def print_json(data: object, *, ascii_only: bool = False) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table whose first column is text and whose others are figures."""
-    emit(_format_table(header, rows))
+    emit(format_table(header, rows))
 
 
-def _format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table whose first column is text and whose others are figures."""
     table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

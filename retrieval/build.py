@@ -43,24 +43,37 @@ class IndexType:
     """The FAISS index that a build makes.
 
     Attributes:
-        factory: FAISS's name, as `Flat` or `IVF1024,SQ8`.
+        factory: FAISS's name, as `check_factory` gives it.
         parameters: of its search, such as `nprobe`.
         trials: what was tried before it was chosen.
     """
 
-    factory: str = "Flat"
+    factory: str = "IDMap2,Flat"
     parameters: dict[str, int] = field(default_factory=dict)
     trials: tuple[dict[str, object], ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an index is built.
+
+    Attributes:
+        choose: returns the type of index for vectors (N, D); exact search where it is left out.
+        workers: threads that decode images; default one for each core.
+        overwrite: whether an older index may be replaced.
+    """
+
+    choose: Callable[[Embeddings], IndexType] = lambda _: IndexType()
+    workers: int | None = None
+    overwrite: bool = False
 
 
 def build_index(
     gallery: ImageSet,
     session: EmbeddingSession,
     out: Path,
-    *,
-    overwrite: bool = False,
+    options: BuildOptions = BuildOptions(),
     on_progress: Callable[[int], None] = lambda _: None,
-    choose: Callable[[Embeddings], IndexType] = lambda _: IndexType(),
 ) -> tuple[Manifest, list[SkippedImage]]:
     """Embeds a gallery of images and writes an index of it, which is in force when it is complete.
 
@@ -68,9 +81,8 @@ def build_index(
         gallery: the images.
         session: the model, of which a copy goes into the index.
         out: the index folder.
-        overwrite: whether an older index may be replaced.
+        options: how.
         on_progress: called with the number of images just done.
-        choose: returns the type of index for vectors (N, D).
 
     Raises:
         DataError: no image can be read.
@@ -78,17 +90,19 @@ def build_index(
         InputError: the place cannot be written to.
     """
     out = out.resolve()  # an index behind a link is replaced, not the link
-    check_index_output(out, overwrite=overwrite)
+    check_index_output(out, overwrite=options.overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with lock_index(out), discard_unfinished(out):
-            check_index_output(out, overwrite=overwrite)  # another process may have been first
+            check_index_output(out, overwrite=options.overwrite)  # another process may have been first
             with open_journal(out / PENDING, session.sha256, session.artefact.embedding_dim) as journal:
-                embedded = embed_files(gallery, session, on_progress, known=journal, keep=journal.keep)
+                embedded = embed_files(
+                    gallery, session, on_progress, known=journal, keep=journal.keep, workers=options.workers
+                )
             if not embedded.files:
                 first = embedded.skipped[0]
                 raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
-            return _write_index(out, gallery, session, embedded, choose(embedded.vectors)), embedded.skipped
+            return _write_index(out, gallery, session, embedded, options.choose(embedded.vectors)), embedded.skipped
     except OSError as error:
         raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
 

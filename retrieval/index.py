@@ -23,7 +23,7 @@ from indistill.retrieval.store import (
     read_current,
     read_manifest,
 )
-from indistill.retrieval.types import read_faiss, search_faiss, set_parameters
+from indistill.retrieval.types import can_filter, read_faiss, search_faiss, set_parameters
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where
@@ -102,8 +102,8 @@ class Index:
 
     def _open(self, generation: Path) -> None:
         try:
-            self.faiss: Any = read_faiss(generation / FAISS)
-        except RuntimeError as error:
+            self.faiss: Any = read_faiss(generation / FAISS, mapped=True)
+        except (RuntimeError, OSError) as error:
             raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} cannot be read") from error
         if self.faiss.ntotal != self.manifest.items or self.faiss.d != self.manifest.dimension:
             raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} does not fit its {MANIFEST}")
@@ -176,11 +176,14 @@ class Index:
         k = min(k, total)
         if not k or not len(queries):
             return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
-        if among is None or total > self.manifest.items // EXACT_SHARE:
+        some = among is not None and (
+            total <= self.manifest.items // EXACT_SHARE or not can_filter(self.manifest.factory)
+        )
+        if not some:
             scores, ids = self._search_ordered(queries, k, total, among)
             if among is None or (ids != NOTHING).all():
-                return np.where(ids == NOTHING, -np.inf, scores).astype(np.float32), ids
-        return self._score(queries, np.broadcast_to(among, (len(queries), total)), k)
+                return scores, ids
+        return self._score(queries, np.broadcast_to(np.asarray(among), (len(queries), total)), k)
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that the index does not have are left out."""

@@ -16,7 +16,7 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.build import build_index
+from indistill.retrieval.build import BuildOptions, build_index
 from indistill.retrieval.serve.app import make_app
 from indistill.retrieval.serve.server import make_server, open_socket
 from indistill.retrieval.serve.settings import Settings
@@ -53,7 +53,7 @@ def export_model(path: Path) -> EmbeddingSession:
 
 
 def build_small_index(gallery: Path, session: EmbeddingSession, out: Path, *, overwrite: bool = False) -> Path:
-    build_index(open_folder(gallery, "gallery"), session, out, overwrite=overwrite)
+    build_index(open_folder(gallery, "gallery"), session, out, BuildOptions(overwrite=overwrite))
     return out
 
 

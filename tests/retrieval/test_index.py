@@ -14,7 +14,7 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.build import build_index
+from indistill.retrieval.build import BuildOptions, build_index
 from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import SheetRow, render_sheet
@@ -82,7 +82,7 @@ def test_bad_images_are_listed_with_the_reason_and_shift_no_row(index: Path) -> 
         {"name": "cat/041.png", "reason": "not an image that Pillow can read"},
     ]
     manifest = read_manifest(index)
-    assert (manifest.items, manifest.skipped, manifest.generation, manifest.factory) == (158, 2, 1, "Flat")
+    assert (manifest.items, manifest.skipped, manifest.generation, manifest.factory) == (158, 2, 1, "IDMap2,Flat")
 
 
 def test_equal_scores_come_in_the_order_of_their_ids(tmp_path: Path, session: EmbeddingSession) -> None:
@@ -107,14 +107,14 @@ def test_an_index_is_not_overwritten_without_being_told_to(
     build_index(images, session, out)
     with pytest.raises(ExistsError, match="replace it with --overwrite"):
         build_index(images, session, out)
-    build_index(open_folder(gallery, "g"), session, out, overwrite=True)
+    build_index(open_folder(gallery, "g"), session, out, BuildOptions(overwrite=True))
     assert read_manifest(out).items == 158
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     other = tmp_path / "photos"
     other.mkdir()
     (other / "mine.txt").touch()
     with pytest.raises(ExistsError, match="is not an index"):
-        build_index(images, session, other, overwrite=True)
+        build_index(images, session, other, BuildOptions(overwrite=True))
 
 
 def test_a_build_that_fails_leaves_the_old_index_and_nothing_else(
@@ -128,7 +128,7 @@ def test_a_build_that_fails_leaves_the_old_index_and_nothing_else(
 
     monkeypatch.setattr(faiss, "write_index", fail)
     with pytest.raises(InputError, match="cannot be written: No space left"):
-        build_index(open_folder(gallery / "cat", "cat"), session, out, overwrite=True)
+        build_index(open_folder(gallery / "cat", "cat"), session, out, BuildOptions(overwrite=True))
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     assert read_manifest(out).items == 158
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 from indistill.data.sets import open_folder
 from indistill.errors import DataError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import build_index
+from indistill.retrieval.build import BuildOptions, build_index
 from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
 from indistill.retrieval.store import lock_index
@@ -146,7 +146,9 @@ class LivingIndex(RuleBasedStateMachine):
                 {path: content for path, content in self.expected.items() if path != name},
             ),
             "build": (
-                lambda: build_index(open_folder(self.gallery, "g"), self.model, self.index, overwrite=True),
+                lambda: build_index(
+                    open_folder(self.gallery, "g"), self.model, self.index, BuildOptions(overwrite=True)
+                ),
                 self.disk,
             ),
         }
