@@ -17,7 +17,6 @@ from indistill.errors import escape_text
 if TYPE_CHECKING:
     from indistill.export.artefact import Artefact
     from indistill.export.opening import ModelFile
-    from indistill.retrieval.metrics import Evaluation, Metric
 
 WIDE = 10_000
 
@@ -54,21 +53,6 @@ def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, 
     for name, value in lines.items():
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
         emit(f"{escape_text(name, 60) + ' ':<17}{escape_text(text, 1000)}".rstrip())
-
-
-def print_evaluation(evaluations: "dict[Metric, Evaluation]", *, as_json: bool) -> None:
-    """Prints the metrics, a column for cosine and one for Euclidean distance."""
-    first = next(iter(evaluations.values()))
-    if as_json:
-        figures: dict[str, object] = {metric: evaluation.metrics for metric, evaluation in evaluations.items()}
-        print_json(figures | {"queries": first.queries, "skipped": first.skipped})
-        return
-    rows = [
-        [name, *(f"{100 * evaluation.metrics[name]:.2f}" for evaluation in evaluations.values())]
-        for name in first.metrics
-    ]
-    print_table(["percent", *evaluations], rows)
-    typer.echo(f"{first.queries:,} queries; {first.skipped:,} without a match in the gallery were skipped", err=True)
 
 
 def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> None:

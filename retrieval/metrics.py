@@ -1,8 +1,6 @@
-"""Exact retrieval metrics without a full sort, by the names of docs/metrics.md. Needs no torch.
+"""Exact retrieval metrics, by the names of docs/metrics.md, from the ranks of the relevant items. Needs no torch.
 
-The ranking is by score, then by gallery position. Only the ranks of the relevant items are needed: for each of them,
-the number of irrelevant items that stand before it, which sorting the irrelevant items' scores alone gives. Memory is
-constant for each block of queries.
+Memory is constant for each block of queries.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from indistill.retrieval.ranks import Ranks, rank_with_bounds
+
 Metric = Literal["cosine", "euclidean"]
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Ranks = NDArray[np.int64]
-Mask = NDArray[np.bool_]
+Figures = NDArray[np.float64]
 
 BLOCK_BYTES = 64 * 2**20  # of scores held at a time
 BLOCK_QUERIES = 64
 PAPER_BATCH = 128  # queries in a batch of the published evaluation
 PAPER_TOP = 100
 RECALL_POINTS = np.arange(11) / 10
-BUCKETS = 1 << 15
 DEFAULT_KS = (1, 5, 10, 100)
+UNLABELLED, JUNK = -1, -2
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,58 @@ class Evaluation:
     skipped: int
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is looked for in what; relevant to a query is what has its label.
+
+    Attributes:
+        gallery: (N, D).
+        gallery_labels: (N,) class numbers; -1 for none, `JUNK` for what is taken out of every ranking.
+        queries: (Q, D).
+        query_labels: (Q,) class numbers; -1 for a class that the gallery has not, `JUNK` for what is no query.
+        own: (Q,) the gallery position of each query itself, which is taken out of its ranking; None where no query is
+            in the gallery.
+    """
+
+    gallery: Vectors
+    gallery_labels: Labels
+    queries: Vectors
+    query_labels: Labels
+    own: Ranks | None = None
+
+    def count_relevant(self) -> Ranks:
+        """Returns the number of relevant items of each query, without itself; (Q,)."""
+        grouped = np.sort(self.gallery_labels)
+        left, right = (np.searchsorted(grouped, self.query_labels, side=side) for side in ("left", "right"))
+        counts: Ranks = np.where(self.query_labels >= 0, right - left, 0)
+        return counts if self.own is None else counts - (counts > 0)
+
+
+@dataclass(frozen=True)
+class QueryFigures:
+    """What was measured of each query that has a relevant item, E of them.
+
+    Attributes:
+        queries: (E,) which ones they are.
+        names: of the M metrics.
+        values: (E, M), fractions of 1.
+        best: (E,) average precision where of equal scores the relevant items stand first.
+        worst: (E,) the same, where they stand last.
+        cut: (E,) average precision over the first `depth` items alone, divided by all relevant ones.
+    """
+
+    queries: Ranks
+    names: list[str]
+    values: Figures
+    best: Figures
+    worst: Figures
+    cut: Figures
+
+    def read(self, name: str) -> Figures:
+        """Returns a metric of each query, (E,)."""
+        return self.values[:, self.names.index(name)]
+
+
 def evaluate_vectors(
     gallery: Vectors,
     gallery_labels: Labels,
@@ -51,126 +102,76 @@ def evaluate_vectors(
     query_labels: Labels,
     metric: Metric,
     ks: Sequence[int] = DEFAULT_KS,
-    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Returns the metrics of ranking the whole gallery for each query; relevant is what has the query's label.
+    """Returns the mean metrics of ranking the whole gallery for each query; see `Task` and `measure_queries`."""
+    task = Task(gallery, gallery_labels, queries, query_labels)
+    return average_figures(measure_queries(task, metric, ks), len(queries))
+
+
+def average_figures(figures: QueryFigures, queries: int) -> Evaluation:
+    """Returns the mean of each metric; all others of `queries` queries were skipped."""
+    means = map(float, figures.values.mean(axis=0))
+    return Evaluation(dict(zip(figures.names, means, strict=True)), len(figures.values), queries - len(figures.values))
+
+
+def measure_queries(
+    task: Task,
+    metric: Metric,
+    ks: Sequence[int] = DEFAULT_KS,
+    depth: int | None = None,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> QueryFigures:
+    """Returns the metrics of each query from the ranking of the whole gallery.
 
     Args:
-        gallery: (N, D).
-        gallery_labels: (N,).
-        queries: (Q, D).
-        query_labels: (Q,); -1 for none.
+        task: gallery and queries.
         metric: `cosine` ranks by the cosine, `euclidean` by the distance of the vectors as they are.
         ks: the K of precision@K and recall@K.
+        depth: of `QueryFigures.cut`; default all.
         on_progress: called with the number of queries just done.
 
     Raises:
         ValueError: no query has a relevant item.
     """
-    order = np.argsort(gallery_labels, kind="stable")  # relevant items stand side by side
-    sorted_labels = gallery_labels[order]
-    starts = np.searchsorted(sorted_labels, query_labels, side="left")
-    ends = np.searchsorted(sorted_labels, query_labels, side="right")
-    evaluated = np.flatnonzero((ends > starts) & (query_labels >= 0))
+    kept = np.flatnonzero(task.gallery_labels != JUNK)
+    order = kept[np.argsort(task.gallery_labels[kept], kind="stable")]  # relevant items stand side by side
+    sorted_labels = task.gallery_labels[order]
+    starts, ends = (np.searchsorted(sorted_labels, task.query_labels, side=side) for side in ("left", "right"))
+    evaluated = np.flatnonzero(task.count_relevant())
     if not len(evaluated):
         raise ValueError("no query has a relevant item in the gallery")
-    left, right = _prepare_scores(queries, gallery[order], metric)
+    places = np.argsort(order)  # where each gallery item stands in the order, but for junk
+    left, right = _prepare_scores(task.queries, task.gallery[order], metric)
     names = list_metrics(ks)
-    values = np.empty((len(evaluated), len(names)))
-    block = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (4 * len(gallery))))
-    buffer = np.empty((min(block, len(evaluated)), len(gallery)), dtype=np.float32)
+    values, bounds = np.empty((len(evaluated), len(names))), np.empty((len(evaluated), 3))
+    block = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (4 * len(order))))
+    buffer = np.empty((min(block, len(evaluated)), len(order)), dtype=np.float32)
     with threadpool_limits(1, user_api="blas"):  # BLAS threads would wait busily between the products
-        for start in range(0, len(evaluated), block):
-            chosen = evaluated[start : start + block]
+        for first in range(0, len(evaluated), block):
+            chosen = evaluated[first : first + block]
             scores = np.matmul(left[chosen], right, out=buffer[: len(chosen)])
-            for row, query in enumerate(chosen.tolist()):
-                ranks = rank_relevant(scores[row], int(starts[query]), int(ends[query]), order)
-                batch = min(PAPER_BATCH, len(queries) - query // PAPER_BATCH * PAPER_BATCH)
-                values[start + row] = compute_metrics(ranks, len(gallery), ks, batch)
+            for row, query in enumerate(chosen.tolist(), start=first):
+                ranked, positions, start, end = scores[row - first], order, int(starts[query]), int(ends[query])
+                if task.own is not None:
+                    place = np.searchsorted(kept, task.own[query])
+                    ranked, positions = (np.delete(part, places[place]) for part in (ranked, order))
+                    end -= 1
+                found = rank_with_bounds(ranked, start, end, positions)
+                batch = min(PAPER_BATCH, len(task.queries) - query // PAPER_BATCH * PAPER_BATCH)
+                values[row] = compute_metrics(found.ranks, len(ranked), ks, batch)
+                bounds[row] = [
+                    _cut_precision(ranks, limit)
+                    for ranks, limit in ((found.best, None), (found.worst, None), (found.ranks, depth))
+                ]
             on_progress(len(chosen))
-    means = values.mean(axis=0)
-    return Evaluation(dict(zip(names, map(float, means), strict=True)), len(evaluated), len(queries) - len(evaluated))
+    return QueryFigures(evaluated, names, values, *bounds.T)
 
 
-def rank_relevant(scores: Vectors, start: int, end: int, positions: Ranks) -> Ranks:
-    """Returns the ranks of the relevant items, from 1, in ascending order.
-
-    Args:
-        scores: (N,) of the gallery, in any order in which the relevant items stand side by side; higher is better.
-        start: where the relevant items begin.
-        end: where they end.
-        positions: (N,) the gallery position of each, by which equal scores are ranked.
-    """
-    relevant = np.sort(scores[start:end])
-    before, contested = _count_reaching(scores, start, end, relevant)
-    values = np.sort(scores[contested])
-    places = np.searchsorted(relevant, values, side="right")
-    before += len(values) - np.cumsum(np.bincount(places, minlength=len(relevant) + 1))[:-1]
-    ties = values[relevant[places - 1] == values]
-    if len(ties):
-        shared, equal = np.unique(ties, return_counts=True)
-        first, last = (np.searchsorted(relevant, shared, side=side) for side in ("left", "right"))
-        tied = np.concatenate([np.arange(*span) for span in zip(first, last, strict=True)])
-        found = np.concatenate((np.arange(start, end), contested))
-        irrelevant = np.arange(len(found)) >= len(relevant)
-        before[tied] = _resolve_ties(shared, before[first] - equal, scores[found], irrelevant, positions[found])[::-1]
-    return before[::-1] + np.arange(1, len(relevant) + 1)
-
-
-def _count_reaching(scores: Vectors, start: int, end: int, relevant: Vectors) -> tuple[Ranks, Ranks]:
-    """Returns how many irrelevant scores are certain to exceed each relevant one, and where the contested ones stand in
-    `scores`: the irrelevant scores that are so near to a relevant one that they have to be compared with it.
-
-    The range of the relevant scores is cut into equal buckets. Most irrelevant scores fall into one without a relevant
-    score, and counting each bucket tells how many they exceed; the few others are contested. (Sorting all of them takes
-    three to seven times longer on AMD's Zen 4 with NumPy 2.4, and as long as this on others.)
-
-    Args:
-        scores: (N,) of the gallery.
-        start: where the relevant items begin.
-        end: where they end.
-        relevant: their scores, ascending.
-    """
-    lowest, highest = relevant[0], relevant[-1]
-    with np.errstate(over="ignore", divide="ignore"):
-        scale = np.float32(BUCKETS - 3) / np.float32(highest - lowest)
-    if not 0 < scale < np.inf:  # one score, or a range beyond the numbers' own
-        reaching = scores >= lowest
-        reaching[start:end] = False
-        return np.zeros(len(relevant), np.int64), np.flatnonzero(reaching)
-    # Bucket 0 is below all relevant scores, the last one above; what rounding puts elsewhere is contested at worst.
-    buckets = np.clip((scores - lowest) * scale + 1, 0, BUCKETS - 1).astype(np.int64)
-    occupied = ((relevant - lowest) * scale + 1).astype(np.int64)
-    buckets[start:end] = 0
-    is_occupied = np.zeros(BUCKETS, dtype=bool)
-    is_occupied[occupied] = True
-    contested = np.flatnonzero(is_occupied[buckets])
-    counts = np.bincount(buckets, minlength=BUCKETS)
-    counts[occupied] = 0
-    up_to = np.cumsum(counts)
-    return up_to[-1] - up_to[occupied], contested
-
-
-def _resolve_ties(values: Vectors, higher: Ranks, scores: Vectors, irrelevant: Mask, positions: Ranks) -> Ranks:
-    """Returns how many irrelevant items stand before each tied relevant item, in the order of the ranking.
-
-    Args:
-        values: the scores that relevant and irrelevant items have in common, ascending.
-        higher: number of irrelevant items with a higher score than each of them.
-        scores: of items among which all tied ones are.
-        irrelevant: whether each of these is irrelevant.
-        positions: their gallery positions.
-    """
-    place = np.minimum(np.searchsorted(values, scores), len(values) - 1)
-    equal = np.flatnonzero(values[place] == scores)
-    place = place[equal]
-    ranking = np.lexsort((positions[equal], -place))
-    place, irrelevant = place[ranking], irrelevant[equal[ranking]]
-    count = np.cumsum(irrelevant)  # irrelevant items up to here, over all groups of equal scores
-    group_start = np.searchsorted(-place, -place, side="left")
-    within: Ranks = count - np.concatenate(([0], count))[group_start]
-    result: Ranks = (higher[place] + within)[~irrelevant]
-    return result
+def _cut_precision(ranks: Ranks, depth: int | None) -> float:
+    """Returns the sum of the precisions at the ranks up to `depth`, divided by the number of all relevant items."""
+    precisions = np.arange(1, len(ranks) + 1) / ranks
+    within = len(ranks) if depth is None else int(np.searchsorted(ranks, depth, side="right"))
+    return float(precisions[:within].sum() / len(ranks))
 
 
 def list_metrics(ks: Sequence[int]) -> list[str]:

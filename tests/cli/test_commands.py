@@ -351,7 +351,7 @@ BY_MODEL = {
 
 def test_evaluate_gives_every_metric_as_a_fraction(workspace: Places) -> None:
     figures = evaluate(workspace, "{index}")
-    assert set(figures) == {"cosine", "euclidean", "queries", "skipped"}
+    assert {"cosine", "euclidean", "queries", "skipped"} < set(figures)
     assert (figures["queries"], figures["skipped"]) == (20, 0)
     for metric in ("cosine", "euclidean"):
         assert set(METRICS) <= set(figures[metric])
@@ -387,7 +387,7 @@ def test_queries_of_a_class_that_the_gallery_has_not_are_skipped_and_counted(pla
 
 def test_evaluate_prints_a_table_in_percent(workspace: Places) -> None:
     result = succeed("evaluate", workspace["index"], "--queries", workspace["queries"])
-    found = re.search(r"^\s*map\s+(\S+)\s+(\S+)\s*$", result.out, flags=re.MULTILINE)
+    found = re.search(r"^\s*map\s+(\S+)\s+\S+ to \S+\s+(\S+)\s+\S+ to \S+\s*$", result.out, flags=re.MULTILINE)
     assert found is not None
     assert float(found[1]) == pytest.approx(100 * evaluate(workspace, "{index}")["cosine"]["map"], abs=0.006)
     assert result.err == "20 queries; 0 without a match in the gallery were skipped\n"

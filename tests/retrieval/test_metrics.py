@@ -11,8 +11,8 @@ from indistill.retrieval.metrics import (
     evaluate_vectors,
     list_metrics,
     normalise_rows,
-    rank_relevant,
 )
+from indistill.retrieval.ranks import rank_relevant
 
 KS = (1, 5, 10)
 
