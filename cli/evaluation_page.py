@@ -18,7 +18,7 @@ from indistill.retrieval.page import render_evaluation
 from indistill.retrieval.ranks import Ranks
 from indistill.retrieval.sheet import SheetRow, render_rows
 
-QUERIES_SHOWN, HITS_SHOWN = 8, 7
+QUERIES_SHOWN, HITS_SHOWN = 8, 6
 
 
 def check_page(path: Path | None, *, overwrite: bool) -> None:

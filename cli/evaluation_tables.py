@@ -150,11 +150,11 @@ def estimate_deployed(
 def compare_columns(measurement: Measurement) -> dict[str, Figures]:
     """Returns the figures of each query by cosine, (E,), by name; those of an index with what it returned too."""
     exact = measurement.exact["cosine"]
-    columns = {name: exact.read(name) for name in exact.names}
+    columns: dict[str, Figures] = {}
     if measurement.deployed is not None:
         figures = measurement.deployed.figures
-        columns |= {f"{name}, returned": figures.read(name) for name in figures.names if name.startswith("map")}
-    return columns
+        columns = {f"{name}, returned": figures.read(name) for name in figures.names if name.startswith("map")}
+    return columns | {name: exact.read(name) for name in exact.names}
 
 
 def estimate_differences(first: Measurement, other: Measurement) -> dict[str, Estimate]:
@@ -273,7 +273,7 @@ def _show(value: float) -> str:
 
 
 def _show_signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value + 0.0:+.2f}"
+    return "-" if math.isnan(value) else f"{round(100 * value, 2) + 0.0:+.2f}"
 
 
 def _show_range(found: Estimate, *, signed: bool = False) -> str:

@@ -27,6 +27,7 @@ WITHOUT_TORCH = {
     "info": "info {model}",
     "pack": "pack {model} --out {out}",
     "evaluate INDEX": "evaluate {index} --queries {queries}",
+    "evaluate INDEX --html": "evaluate {index} --leave-one-out --gallery {gallery} --also {model} --html {out}",
     "evaluate an ONNX file": "evaluate --model {model} --gallery {gallery} --queries {queries}",
 }
 HELP_PAGES = ["--help", "compress --help", "index build --help"]

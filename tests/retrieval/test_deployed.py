@@ -1,5 +1,6 @@
 """Oracles: numbers by hand, a search by loops, and the exact metrics, which an exact index at full depth must have."""
 
+import faiss
 import numpy as np
 import pytest
 from scipy import stats
@@ -99,6 +100,45 @@ def test_an_index_that_loses_items_has_a_lower_map_and_recall_as_by_loops() -> N
             share = len(set(whole[:k].tolist()) & set(kept[:k])) / k
             assert found.search_recall[row, column] == pytest.approx(share)
     assert found.search_recall.mean() < 1
+
+
+def test_a_search_of_few_cells_by_faiss_is_below_exact_search_and_all_cells_are_level_with_it() -> None:
+    gallery, queries = make_labelled(3, 2000, 100)
+    task, ids = make_task(gallery, queries), np.arange(2000) * 2
+    index = faiss.index_factory(6, "IVF32,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(gallery.vectors)
+    index.add_with_ids(gallery.vectors, ids)
+    exact = measure_queries(task, "cosine", KS, depth=50)
+    found = {}
+    for cells in (1, 32):
+        index.nprobe = cells
+        found[cells] = measure_deployed(task, Deployment(index.search, ids, 50), KS)
+    assert found[32].figures.read("map") == pytest.approx(exact.cut, abs=1e-4)
+    assert found[32].search_recall.min() == 1
+    assert found[1].figures.read("map").mean() < exact.cut.mean()
+    assert 0.2 < found[1].search_recall.mean() < 0.95
+
+
+def test_leave_one_out_equals_pytorch_metric_learning() -> None:
+    import torch
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    gallery, _ = make_labelled(4, 90, 1)
+    figures = measure_queries(make_task(gallery, gallery, Protocol(leave_one_out=True)), "cosine", KS)
+    scores = gallery.vectors @ gallery.vectors.T
+    np.fill_diagonal(scores, 2)  # it takes the first of each ranking for the query itself
+    order = np.argsort(-scores, axis=1, kind="stable")
+
+    class Ranking:
+        def __call__(self, query, k, reference, *_) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(order[:, 1 : k + 1].shape), torch.from_numpy(order[:, 1 : k + 1])
+
+    names = {"mean_average_precision": "map", "mean_average_precision_at_r": "map@r", "r_precision": "r_precision"}
+    calculator = AccuracyCalculator(tuple(names), k=None, knn_func=Ranking(), device=torch.device("cpu"))
+    numbers = torch.tensor([int(label[-1]) for label in gallery.labels])
+    oracle = calculator.get_accuracy(torch.from_numpy(gallery.vectors), numbers, ref_includes_query=True)
+    for theirs, ours in names.items():
+        assert figures.read(ours).mean() == pytest.approx(oracle[theirs], abs=1e-6)
 
 
 def test_figures_of_what_was_found_by_hand() -> None:
