@@ -87,6 +87,9 @@ def test_leave_one_out_is_the_model_on_every_image_without_itself(workspace: Pla
     assert by_index["deployed"]["returned"]["mean"]["map"] == pytest.approx(np.mean(values), abs=1e-4)
     assert by_model["cosine"]["map"] == pytest.approx(np.mean(values), abs=1e-3)
     assert by_index["protocol"]["leave_one_out"] is True
+    (other,) = read(workspace, "{index} --leave-one-out --gallery {gallery} --also {model}")["also"]
+    low, high = other["difference"]["interval"]["map"]  # paired: the index and the folder have the same names
+    assert -1e-3 < low <= high < 1e-3
 
 
 def test_junk_is_neither_a_query_nor_found(workspace: Places) -> None:
