@@ -13,10 +13,10 @@ from indistill.progress import show_progress
 from indistill.retrieval.deployed import DEFAULT_DEPTH, DeployedFigures, Deployment, measure_deployed
 from indistill.retrieval.evaluate import METRICS, Protocol, count_empty_as_zero, list_empty, make_task
 from indistill.retrieval.ground_truth import JUDGED_KS, Judgement, locate_judgements, read_ground_truth
-from indistill.retrieval.store import CURRENT
 from indistill.retrieval.judged import make_judged_task, measure_judged_deployed, measure_judged_exactly, settle_empty
 from indistill.retrieval.metrics import DEFAULT_KS, Metric, QueryFigures, Task, measure_queries
 from indistill.retrieval.ranks import Ranks
+from indistill.retrieval.store import CURRENT
 
 
 @dataclass(frozen=True)
