@@ -54,7 +54,8 @@ def test_the_depth_cuts_the_ranking_and_the_whole_is_what_it_is_divided_by(works
 
 def test_the_table_says_what_was_searched_and_how(workspace: Places) -> None:
     result = run(workspace, "{index} --queries {queries} --depth 4")
-    assert "\nAs deployed: IDMap2,Flat, 40 images, the first 4 for each query; map is divided by all" in result.out
+    factory = Index(workspace["index"]).manifest.factory
+    assert f"\nAs deployed: {factory}, 40 images, the first 4 for each query; map is divided by all" in result.out
     assert "map of the first 4" in result.out
     assert "search recall@4" in result.out
     assert "100.00 to 100.00" in result.out

@@ -32,6 +32,7 @@ from indistill.retrieval.store import lock_index
 from indistill.retrieval.upkeep import compact_index, rebuild_index, verify_index
 
 NAMES = [f"{folder}/{name}.png" for folder in ("cat", "dog") for name in "abc"]
+REPLACING = BuildOptions(overwrite=True)
 LIVES = int(os.environ.get("INDISTILL_LIVES", "25"))
 names, contents = st.sampled_from(NAMES), st.integers(0, 7)
 FILE_EVENTS = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "sqlite3.connect")
