@@ -33,17 +33,18 @@ def dedupe(
     chosen = choose_format(form, as_json=json)
     if html is not None:
         check_page(html, overwrite=overwrite)
-    opened = Index(index)
-    with show_progress("comparing", opened.manifest.items) as advance:
-        groups = find_duplicates(opened, threshold, advance)
+    with Index(index) as opened:
+        total, root = opened.manifest.items, opened.root
+        with show_progress("comparing", total) as advance:
+            groups = find_duplicates(opened, threshold, advance)
     images = sum(map(len, groups))
     noun = "group" if len(groups) == 1 else "groups"
     typer.echo(
-        f"{len(groups):,} {noun} of near-duplicates: {images:,} of {opened.manifest.items:,} images have a cosine of "
+        f"{len(groups):,} {noun} of near-duplicates: {images:,} of {total:,} images have a cosine of "
         f"{threshold:g} or more to another",
         err=True,
     )
     if html is not None:
-        write_page(render_groups(groups, opened.root), html)
+        write_page(render_groups(groups, root), html)
     if html is None or chosen is not None:
-        print_groups(groups, opened.root, chosen or "table")
+        print_groups(groups, root, chosen or "table")

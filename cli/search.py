@@ -20,7 +20,8 @@ def search(
         ),
     ] = None,
     ids: Annotated[
-        list[int] | None, typer.Option("--id", min=0, help="Look for a catalogued image by its id; repeatable.")
+        list[int] | None,
+        typer.Option("--id", min=0, max=2**63 - 1, help="Look for a catalogued image by its id; repeatable."),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="How many hits for each query.")] = 10,
     where: Annotated[

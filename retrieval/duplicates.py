@@ -15,7 +15,6 @@ from indistill.retrieval.index import Index
 
 Positions = NDArray[np.int64]
 NO_PAIRS: tuple[Positions, Positions] = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-ITEMS_AT_ONCE = 10_000
 BLOCK = 1024  # images compared with as many others at once
 MAX_PAIRS = 2**20  # that wait to be joined; more of one block are joined in a row
 ROUNDING = 1e-6  # of the cosine of two unit vectors in float32
@@ -55,7 +54,7 @@ def find_duplicates(
     if not 0 < threshold <= 1:
         raise InputError(f"the threshold of near-duplicates is a cosine above 0 and up to 1, not {threshold}")
     ids, vectors, _ = index.read_vectors()
-    firsts = _find_first_copies(index, ids)
+    firsts = _find_first_copies(index)
     groups = group_vectors(vectors, threshold, copies=firsts, on_progress=on_progress)
     items = index.find_items([i for group in groups for i in ids[group].tolist()])
     return [
@@ -132,12 +131,9 @@ class _Joined:
         self._pairs, self._waiting = [NO_PAIRS], 0
 
 
-def _find_first_copies(index: Index, ids: Positions) -> Positions:
+def _find_first_copies(index: Index) -> Positions:
     """Returns for each image the position of the first one with the same content, which may be its own."""
-    contents = np.empty(len(ids), dtype="S64")
-    for start in range(0, len(ids), ITEMS_AT_ONCE):
-        chunk = ids[start : start + ITEMS_AT_ONCE].tolist()
-        items = index.find_items(chunk)
-        contents[start : start + len(chunk)] = [items[i].sha256 for i in chunk]
+    rows = index.catalogue.select("SELECT sha256 FROM items ORDER BY id")
+    contents = np.array([row[0] for row in rows], dtype="S64")
     _, firsts, contents_of = np.unique(contents, return_index=True, return_inverse=True)
     return firsts[contents_of].astype(np.int64)

@@ -94,17 +94,15 @@ def search_images(
     images = [query for query in queries if not isinstance(query, int)]
     session = open_model(folder, model, threads) if images else None
     vectors = _embed_images(images, session) if session is not None else None
-    index = Index(folder, threads)
-    if session is not None and index.manifest.model_sha256 != session.sha256:
-        raise IndexFolderError(f"the index {folder} was replaced during this search; search again")
-    paths = _find_paths(index, [query for query in queries if isinstance(query, int)])
-    gathered = _gather_vectors(index, queries, vectors)
-    asked: list[Asked] = list(queries)
-    if options.combine:
-        asked, gathered = [tuple(queries)], _combine(gathered)
-    excluded = [_Excluded.of(query) for query in asked] if options.exclude_self else None
-    hits = _search(index, gathered, k, options, excluded)
-    return SearchResults(index.root, list(zip(asked, hits, strict=True)), paths)
+    asked: list[Asked] = [tuple(queries)] if options.combine else list(queries)
+    with Index(folder, threads) as index:
+        if session is not None and index.manifest.model_sha256 != session.sha256:
+            raise IndexFolderError(f"the index {folder} was replaced during this search; search again")
+        paths = _find_paths(index, [query for query in queries if isinstance(query, int)])
+        gathered = _gather_vectors(index, queries, vectors)
+        excluded = [_Excluded.of(query) for query in asked] if options.exclude_self else None
+        hits = _search(index, _combine(gathered) if options.combine else gathered, k, options, excluded)
+        return SearchResults(index.root, list(zip(asked, hits, strict=True)), paths)
 
 
 def count_threads(queries: int) -> int:
@@ -173,7 +171,7 @@ def _embed_images(images: Sequence[ImageSource], session: EmbeddingSession) -> E
 
 
 def _find_paths(index: Index, ids: Sequence[int]) -> dict[int, str]:
-    items = index.find_items(ids) if ids else {}
+    items = index.catalogue.find_items(ids)
     unknown = set(ids) - set(items)
     if unknown:
         raise InputError(
