@@ -114,7 +114,7 @@ def count_threads(queries: int) -> int:
     if queries < MANY:
         return 1
     busy = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
-    return max(1, round(faiss.omp_get_max_threads() * (1 - busy)))
+    return max(1, round(int(faiss.omp_get_max_threads()) * (1 - busy)))
 
 
 def describe_query(query: Asked) -> str:

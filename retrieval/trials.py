@@ -105,7 +105,7 @@ def _time_single(index: FaissIndex, held: HeldOut) -> float:
 def _estimate_memory(index: FaissIndex, count: int) -> int:
     ivf = find_ivf(index)
     if ivf is None:
-        return count * (faiss.downcast_index(index.index).code_size + ID_BYTES + MAP_BYTES)
+        return int(count * (faiss.downcast_index(index.index).code_size + ID_BYTES + MAP_BYTES))
     return int(count * (ivf.code_size + ID_BYTES) + 4 * index.d * ivf.nlist)
 
 

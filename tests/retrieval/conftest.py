@@ -1,7 +1,5 @@
 import io
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,9 +10,6 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-
-# pytorch-metric-learning imports this part of FAISS, which replaces the methods of all its indexes by ones for torch.
-sys.modules.setdefault("faiss.contrib.torch_utils", ModuleType("faiss.contrib.torch_utils"))
 
 
 @pytest.fixture(scope="session")
