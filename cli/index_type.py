@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from indistill.errors import InputError
-from indistill.export.session import Embeddings
-from indistill.retrieval.build import IndexType
 
 if TYPE_CHECKING:
+    from indistill.export.session import Embeddings
+    from indistill.retrieval.build import IndexType
     from indistill.retrieval.trials import Trial
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -37,12 +37,13 @@ FactoryOption = Annotated[
 
 def make_chooser(
     recall: float | None, max_memory: str | None, max_latency: str | None, factory: str | None
-) -> Callable[[Embeddings], IndexType]:
+) -> "Callable[[Embeddings], IndexType]":
     """Returns what chooses the type of an index for its vectors: by measurement, or the one that is named.
 
     Raises:
         InputError: a limit cannot be read, or both ways are asked for.
     """
+    from indistill.retrieval.build import IndexType
     from indistill.retrieval.choose import Targets, choose_type
     from indistill.retrieval.types import check_factory, warn_of_factory
 
@@ -53,7 +54,7 @@ def make_chooser(
             raise InputError(f"--factory names the type: leave {unused} out")
         named = factory
 
-        def take(vectors: Embeddings) -> IndexType:
+        def take(vectors: "Embeddings") -> "IndexType":
             made = check_factory(named, vectors.shape[1])
             warning = warn_of_factory(made)
             if warning:
@@ -67,7 +68,7 @@ def make_chooser(
         max_latency_ms=None if max_latency is None else _read_unit("--max-latency", max_latency, TIMES_MS),
     )
 
-    def choose(vectors: Embeddings) -> IndexType:
+    def choose(vectors: "Embeddings") -> "IndexType":
         choice = choose_type(vectors, targets)
         if len(choice.trials) > 1:
             _print_trials(choice.trials)

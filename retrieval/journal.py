@@ -72,9 +72,14 @@ class Journal(Mapping[str, Embeddings]):
 
 @contextmanager
 def open_journal(path: Path, model_sha256: str, dimension: int) -> Iterator[Journal]:
-    """Yields the journal of a file, with the whole records that it holds for a model; those of another model go."""
+    """Yields the journal of a file, with the whole records that it holds for a model; those of another model go.
+
+    A journal without vectors does not stay.
+    """
     journal = Journal(path, model_sha256, dimension)
     try:
         yield journal
     finally:
         journal.close()
+        if not journal:
+            path.unlink()

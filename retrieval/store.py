@@ -42,7 +42,6 @@ MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "skipped.jsonl",
 )
 FORMAT = 2
-SMALLEST_JOURNAL = 128  # bytes: one line and no vector, of which each has 36 bytes and D floats
 AGAIN = "build it again by 'indistill index build --overwrite'"
 
 
@@ -228,8 +227,7 @@ def discard_unfinished(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        pending = folder / PENDING
-        if not (folder / CURRENT).exists() and (not pending.exists() or pending.stat().st_size < SMALLEST_JOURNAL):
+        if not (folder / CURRENT).exists() and not (folder / PENDING).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -1,0 +1,113 @@
+"""The commands of `indistill index` that change an index and look after it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.calls import assert_refused, fill, run_cli, succeed
+from tests.cli.files import list_files, write_digits
+
+Places = dict[str, Path]
+
+
+@pytest.fixture
+def own(places: Places) -> Places:
+    """Returns the places with a `mine`, a gallery, and a `living` index of it, that a test may change."""
+    places["mine"] = write_digits(places["here"] / "mine", 0, 4)
+    places["living"] = places["here"] / "living"
+    succeed(*fill("index build {mine} --model {model} --out {living}", places))
+    return places
+
+
+def change(places: Places, line: str) -> dict[str, Any]:
+    return json.loads(succeed(*fill(f"index {line} --json", places)).out)
+
+
+def test_a_folder_is_followed_and_the_counts_are_printed(own: Places) -> None:
+    assert succeed(*fill("index sync {living}", own)).out == f"{own['living']}: 20 unchanged; 20 images, generation 1\n"
+    first, second = list_files(own["mine"])[:2]
+    first.unlink()
+    second.rename(own["mine"] / "one" / "moved.png")
+    write_digits(own["mine"], 4, 2)
+    counts = change(own, "sync {living} {mine}")
+    assert (counts["moved"], counts["items"], counts["generation"]) == (1, len(list_files(own["mine"])), 2)
+    assert counts["skipped"] == []
+
+
+def test_images_are_added_and_removed(own: Places) -> None:
+    extra = write_digits(own["here"] / "extra", 8, 2)
+    assert change(own, "add {living} {here}/extra")["added"] == 10
+    assert change(own, "add {living} {here}/extra")["unchanged"] == 10
+    assert change(own, "remove {living} --path {here}/extra/one")["removed"] == 2
+    assert change(own, "remove {living} --id 1 --id 2")["items"] == 26
+    condition = ["index", "remove", own["living"], "--where", "label = 'eight' and id > 20", "--json"]
+    assert json.loads(succeed(*condition).out)["removed"] == 2
+    shutil.rmtree(extra)
+    assert change(own, "remove {living} --missing")["items"] == 18
+    assert "whole" in succeed(*fill("index verify {living}", own)).out
+
+
+def test_a_damaged_index_is_found_and_mended(own: Places) -> None:
+    (file,) = own["living"].rglob("index.faiss")
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    result = run_cli(*fill("index verify {living}", own))
+    assert_refused(result, "index.faiss is not as it was written; 'indistill index rebuild' mends")
+    succeed(*fill("index rebuild {living}", own))
+    assert "whole" in succeed(*fill("index verify {living}", own)).out
+    assert json.loads(succeed(*fill("index compact {living} --json", own)).out)["generation"] == 3
+
+
+def test_indexes_are_merged(own: Places) -> None:
+    write_digits(own["here"] / "extra", 8, 2)
+    succeed(*fill("index build {here}/extra --model {model} --out {here}/second", own))
+    merged = json.loads(succeed(*fill("index merge {living} {here}/second --out {out} --json", own)).out)
+    assert merged["items"] == 30
+    (found,) = json.loads(succeed(*fill("search {out} {query} -k 30 --json", own)).out)["queries"]
+    assert len(found["hits"]) == 30
+
+
+def test_the_type_of_an_index_may_be_named_or_limited(own: Places) -> None:
+    line = "index build {mine} --model {model} --out {living} --overwrite --json "
+    made = json.loads(succeed(*fill(line + "--factory IVF2,SQ8", own)).out)
+    assert (made["factory"], made["trials"]) == ("IVF2,SQ8", [])
+    made = json.loads(succeed(*fill(line + "--recall 0.9 --max-memory 1MB --max-latency 1s", own)).out)
+    assert made["factory"] == "IDMap2,Flat"
+    assert made["trials"][0]["recall"] == 1
+    warned = succeed(*fill(line + "--factory HNSW8", own))
+    assert "warning: images cannot be removed" in warned.err
+    assert change(own, "remove {living} --id 1")["items"] == 19  # the index is made again
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--max-memory 1KB", "is too little: allow"),
+        ("--max-memory much", "--max-memory much: give a number with B, KB, MB, GB, TB"),
+        ("--factory IVF2,SQ8 --recall 0.9", "--factory names the type: leave --recall out"),
+        ("--factory Nonsense", "is no index type of FAISS"),
+    ],
+)
+def test_a_type_that_cannot_be_had_is_refused_and_the_old_index_stays(own: Places, options: str, words: str) -> None:
+    line = f"index build {{mine}} --model {{model}} --out {{living}} --overwrite {options}"
+    assert_refused(run_cli(*fill(line, own)), words)
+    assert "whole" in succeed(*fill("index verify {living}", own)).out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("add {living} {none}", "there is no such file or folder"),
+        ("remove {living}", "say what to remove"),
+        ("remove {living} --id 99", "has no id 99"),
+        ("sync {living} digits/test", "is no folder"),
+        ("merge {living} --out {out}", "name two indexes at least"),
+        ("add {none} {mine}", "is not an index"),
+        ("compact {mine}", "is not an index"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(own: Places, line: str, words: str) -> None:
+    assert_refused(run_cli(*fill(f"index {line}", own)), words)
+    assert not own["out"].exists()
