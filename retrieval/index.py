@@ -11,6 +11,7 @@ import numpy as np
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
+from indistill.images import ImageSource
 from indistill.retrieval.catalogue import Catalogue, CatalogueItem
 from indistill.retrieval.segments import Ids, Segments
 from indistill.retrieval.store import (
@@ -90,6 +91,7 @@ class Index:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder, self._threads = folder, threads
+        self._session: EmbeddingSession | None = None
         for attempt in range(ATTEMPTS):
             self.manifest = read_manifest(folder)
             try:
@@ -121,32 +123,42 @@ class Index:
         """Closes the files."""
         self.catalogue.close()
 
+    @classmethod
+    def open(cls, folder: Path | str, threads: int = 1) -> "Index":
+        """Returns the index of a folder: `Index.open("gallery.index").search(["query.jpg"], k=5)`."""
+        return cls(Path(folder), threads)
+
     def search(
         self,
-        queries: Embeddings,
+        queries: Embeddings | Sequence[ImageSource],
         k: int,
         *,
         where: "Where | None" = None,
         threshold: float | None = None,
         rerank: int = 0,
     ) -> list[list[Hit]]:
-        """Returns the k nearest images of each query vector (Q, D), or all where there are fewer.
+        """Returns the k nearest images of each query, or all where there are fewer.
 
         Equal scores come in the order of their ids.
 
         Args:
-            queries: unit vectors.
+            queries: unit vectors (Q, D), or images as paths, encoded bytes or PIL images.
             k: hits for each query.
             where: the images to search among, of which the k nearest come.
             threshold: the cosine that a hit has at least.
             rerank: how many of an approximate index's hits are scored again by their stored vectors; at least k.
+
+        Raises:
+            DataError: an image cannot be read.
+            IndexFolderError: the index is damaged.
         """
+        vectors = queries if isinstance(queries, np.ndarray) else self.embed(queries)
         among = None if where is None else self.find_ids(where)
         if rerank:
-            _, candidates = self.search_vectors(queries, max(k, rerank), among)
-            scores, ids = self._score(np.asarray(queries, dtype=np.float32), candidates, k)
+            _, candidates = self.search_vectors(vectors, max(k, rerank), among)
+            scores, ids = self._score(np.asarray(vectors, dtype=np.float32), candidates, k)
         else:
-            scores, ids = self.search_vectors(queries, k, among)
+            scores, ids = self.search_vectors(vectors, k, among)
         found = set(ids.ravel().tolist()) - {NOTHING}
         items = self.find_items(sorted(found))
         if len(items) < len(found):
@@ -160,6 +172,14 @@ class Index:
             ]
             for row_ids, row_scores in zip(ids, scores, strict=True)
         ]
+
+    def embed(self, images: Sequence[ImageSource]) -> Embeddings:
+        """Returns the vectors (N, D) of images, by the index's model, which is opened once."""
+        if self._session is None:
+            self._session = open_model(self.folder)
+        if self._session.sha256 != self.manifest.model_sha256:
+            raise IndexFolderError(f"the index {self.folder} was built anew with another model; open it again")
+        return self._session.embed_images(images)
 
     def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]:
         """Returns the scores (Q, k) and the ids (Q, k) of the nearest images, as the index finds them.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from indistill.data.sets import open_folder
 from indistill.errors import DataError, IndexFolderError, InputError
@@ -16,6 +17,7 @@ from indistill.retrieval.changes import Selection, add_images, remove_items, syn
 from indistill.retrieval.index import Index
 from indistill.retrieval.store import PENDING, lock_index, read_manifest
 from indistill.retrieval.upkeep import verify_index
+from indistill.retrieval.where import parse_where
 from tests.retrieval.conftest import write_gallery
 
 
@@ -279,3 +281,16 @@ def test_an_index_after_changes_is_that_of_a_new_build(
     assert {value[1] for value in followed.values()} == {None}
     top = hashlib.sha256(pictures[25]).hexdigest()
     assert followed["top.png"][2] == top
+
+
+def test_an_index_is_searched_by_images_of_any_kind(index: Path, gallery: Path) -> None:
+    file = gallery / "dog" / "01.png"
+    with Image.open(file) as image, Index.open(str(index)) as opened:
+        found = opened.search([file, str(file), file.read_bytes(), image], 2)
+        assert [hits[0].path for hits in found] == ["dog/01.png"] * 4
+        assert {len(hits) for hits in found} == {2}
+        (by_label,) = opened.search([file], 10, where=parse_where("label = 'cat'"))
+        assert {hit.label for hit in by_label} == {"cat"}
+        assert len(by_label) == 5
+        (near,) = opened.search([file], 10, threshold=0.999)
+        assert [hit.path for hit in near] == ["dog/01.png"]
