@@ -10,6 +10,7 @@ import numpy as np
 
 from indistill import __version__
 from indistill.data.sets import ImageSet
+from indistill.durable import name_aside
 from indistill.errors import DataError, ExistsError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
@@ -35,7 +36,8 @@ from indistill.retrieval.store import (
 )
 from indistill.retrieval.types import make_faiss
 
-INDEX_FILES = {CURRENT, GENERATIONS, LOCK, PENDING, MODEL, SKIPPED}  # the last two of format 1
+PARTIAL = name_aside(Path(CURRENT)).name  # of a process that was killed
+INDEX_FILES = {CURRENT, PARTIAL, GENERATIONS, LOCK, PENDING, MODEL, SKIPPED}  # the last two of format 1
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ An id stands for the content of an image: a file that moves keeps it, a file who
 `sync_folder` the index holds what a new build of the folder would, but for the ids.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from indistill.data.sets import FolderSet, ImageSet, SampledSet
 from indistill.errors import InputError
-from indistill.export.session import Embeddings, EmbeddingSession
+from indistill.export.session import Embeddings
 from indistill.retrieval.catalogue import CatalogueItem, NewItem
 from indistill.retrieval.edit import Changes, Edit, apply_edit
 from indistill.retrieval.embed import embed_files
@@ -62,10 +63,10 @@ def add_images(
         IndexFolderError: the index cannot be used, or another process changes it.
         InputError: it cannot be written.
     """
-    with _open_to_change(folder) as (index, session):
+    with lock_index(folder), Index(folder) as index:
         sources = find_sources(index, specs, label)
         known = index.catalogue.find_paths([path for source in sources for path in source.paths])
-        return _take_in(index, session, sources, known, (), show)
+        return _take_in(index, sources, known, (), show)
 
 
 def sync_folder(folder: Path, images: str | None = None, show: Progress = _show_nothing) -> Changes:
@@ -81,7 +82,7 @@ def sync_folder(folder: Path, images: str | None = None, show: Progress = _show_
         IndexFolderError: the index cannot be used, or another process changes it.
         InputError: it cannot be written, or `images` is no folder.
     """
-    with _open_to_change(folder) as (index, session):
+    with lock_index(folder), Index(folder) as index:
         name = images or index.manifest.root
         if not Path(name).is_dir():
             raise InputError(f"{name} is no folder: 'index sync' follows a folder of images")
@@ -90,7 +91,7 @@ def sync_folder(folder: Path, images: str | None = None, show: Progress = _show_
         known = {item.path: item for item in index.catalogue.list_items() if _is_below(item.path, inside)}
         present = set(source.paths)
         gone = [item for path, item in known.items() if path not in present]
-        return _take_in(index, session, [source], known, gone, show)
+        return _take_in(index, [source], known, gone, show)
 
 
 def remove_items(folder: Path, selection: Selection) -> Changes:
@@ -136,13 +137,7 @@ def _find_missing(index: Index) -> list[int]:
 
 
 def _is_below(path: str, folder: PurePath) -> bool:
-    return PurePath(path).is_relative_to(folder) if folder.parts else not PurePath(path).is_absolute()
-
-
-@contextmanager
-def _open_to_change(folder: Path) -> Iterator[tuple[Index, EmbeddingSession]]:
-    with lock_index(folder), Index(folder) as index:
-        yield index, open_model(folder)
+    return PurePath(path).is_relative_to(folder) if folder.parts else not os.path.isabs(path)  # noqa: PTH117
 
 
 class _KnownVectors(Mapping[str, Embeddings]):
@@ -173,7 +168,6 @@ class _KnownVectors(Mapping[str, Embeddings]):
 
 def _take_in(
     index: Index,
-    session: EmbeddingSession,
     sources: Sequence[Source],
     known: Mapping[str, CatalogueItem],
     gone: Sequence[CatalogueItem],
@@ -183,7 +177,6 @@ def _take_in(
 
     Args:
         index: the index.
-        session: its model.
         sources: the images.
         known: the items of these paths, and of those that are gone.
         gone: items whose files are not there any more.
@@ -191,16 +184,27 @@ def _take_in(
     """
     edit = Edit()
     looked_at = [_find_changed(source, known, edit) for source in sources]
+    found = _embed(index, list(zip(sources, looked_at, strict=True)), edit, show) if any(looked_at) else []
+    looked = {source.paths[p] for source, positions in zip(sources, looked_at, strict=True) for p in positions}
+    _settle(edit, found, [*gone, *(known[path] for path in sorted(looked & known.keys()))])
+    return apply_edit(index, edit)
+
+
+def _embed(
+    index: Index, chosen: Sequence[tuple[Source, Sequence[int]]], edit: Edit, show: Progress
+) -> list[tuple[NewItem, Embeddings]]:
+    """Returns the images at some positions of each source with their vectors (D,); others are put down as skipped."""
+    session = open_model(index.folder)
     found: list[tuple[NewItem, Embeddings]] = []
     try:
         with (
             open_journal(index.folder / PENDING, session.sha256, index.manifest.dimension) as journal,
-            show(sum(map(len, looked_at))) as advance,
+            show(sum(len(positions) for _, positions in chosen)) as advance,
         ):
             vectors_of = _KnownVectors(journal, index)
-            for source, positions in zip(sources, looked_at, strict=True):
-                chosen = SampledSet(source.images, positions)
-                embedded = embed_files(chosen, session, advance, known=vectors_of, keep=journal.keep)
+            for source, positions in chosen:
+                images = SampledSet(source.images, positions)
+                embedded = embed_files(images, session, advance, known=vectors_of, keep=journal.keep)
                 at = {source.images.names[position]: position for position in positions}
                 for file, vector in zip(embedded.files, embedded.vectors, strict=True):
                     path, label = source.paths[at[file.name]], source.labels[at[file.name]]
@@ -208,9 +212,7 @@ def _take_in(
                 edit.skipped += embedded.skipped
     except OSError as error:
         raise InputError(f"the index {index.folder} cannot be written: {error.strerror}") from error
-    looked = {source.paths[p] for source, positions in zip(sources, looked_at, strict=True) for p in positions}
-    _settle(edit, found, [*gone, *(known[path] for path in sorted(looked & known.keys()))])
-    return apply_edit(index, edit)
+    return found
 
 
 def _find_changed(source: Source, known: Mapping[str, CatalogueItem], edit: Edit) -> list[int]:
@@ -234,7 +236,7 @@ def _is_unchanged(images: ImageSet, position: int, item: CatalogueItem) -> bool:
     if not isinstance(images, FolderSet):
         return False
     try:
-        stat = (images.folder / images.names[position]).stat()
+        stat = os.stat(f"{images.folder}/{images.names[position]}")  # noqa: PTH116 - half the time of a Path
     except OSError:
         return False
     return (stat.st_size, stat.st_mtime_ns) == (item.size_bytes, item.modified_ns)

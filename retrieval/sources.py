@@ -73,9 +73,10 @@ def name_item(index: Index, root: str, name: str) -> str:
 
 
 def _describe(index: Index, images: ImageSet, label: str | None, *, by_folder: bool) -> Source:
-    paths = [name_item(index, images.root, name) for name in images.names]
+    root = images.root  # which asks the file system
+    paths = [name_item(index, root, name) for name in images.names]
     labels = list_labels(images) if label is None else [label] * len(paths)
-    if label is None and by_folder and images.root != index.manifest.root and index.has_labels():
+    if label is None and by_folder and root != index.manifest.root and index.has_labels():
         parts = [PurePath(path).parts for path in paths]
         labels = [
             part[0] if len(part) > 1 and not PurePath(path).is_absolute() else own
