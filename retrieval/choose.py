@@ -173,21 +173,23 @@ def _describe_refusal(reached: list[Trial], targets: Targets) -> str:
     small = [t for t in reached if _fits_memory(t, targets)]
     if not small and targets.max_memory_bytes is not None:
         best = min(reached, key=lambda t: t.memory_bytes)
-        asked, needed = _format_bytes(targets.max_memory_bytes), _format_bytes(best.memory_bytes)
+        asked, needed = _format_bytes(targets.max_memory_bytes, round), _format_bytes(best.memory_bytes, math.ceil)
         return (
             f"at recall {targets.recall:g} the smallest index is {needed} ({best.factory}); {asked} is too little: "
             f"allow {needed} or lower --recall"
         )
     best = min(small, key=lambda t: t.latency_ms)
     needed = f"{math.ceil(1000 * best.latency_ms) / 1000:g} ms"
-    within = f" within {_format_bytes(targets.max_memory_bytes)}" if targets.max_memory_bytes else ""
+    within = f" within {_format_bytes(targets.max_memory_bytes, round)}" if targets.max_memory_bytes else ""
     return (
         f"at recall {targets.recall:g}{within} the fastest index takes {needed} for a query ({best.factory}); "
         f"{targets.max_latency_ms:g} ms is too little: allow a little more than {needed}, or lower --recall"
     )
 
 
-def _format_bytes(size: int) -> str:
-    """Rounded up, so that a limit of what is named is kept."""
-    unit, name = next((u for u in ((10**9, "GB"), (10**6, "MB"), (10**3, "KB")) if size >= 10 * u[0]), (1, "bytes"))
-    return f"{math.ceil(size / unit)} {name}" if unit > 1 else f"{size} bytes"
+def _format_bytes(size: int, rounded: Callable[[float], int]) -> str:
+    """What is needed is rounded up, so that a limit of what is named is kept."""
+    for name, unit in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if size >= 10 * unit:
+            return f"{rounded(size / unit)} {name}"
+    return f"{size} bytes"
