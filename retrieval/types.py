@@ -184,8 +184,8 @@ def read_faiss(path: Path, *, mapped: bool = False) -> FaissIndex:
             the process, inside FAISS. Which flag maps depends on the type; the other one copies all, without a word.
 
     Raises:
-        RuntimeError: there is no such file, it is no index, or it was cut short; FAISS 1.12 does not see a mapped file of
-            IVF that was, and searching it can end the process.
+        RuntimeError: there is no such file, it is no index, or it was cut short. FAISS 1.12 does not see a mapped file
+            of IVF that was, and searching it can end the process.
     """
     if not mapped:
         return faiss.read_index(str(path))  # type: ignore[no-any-return]
