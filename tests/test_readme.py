@@ -54,7 +54,7 @@ def test_the_readmes_walk_runs_as_it_stands(tmp_path: Path) -> None:
     write_images(open_images("digits/train"), tmp_path / "gallery")
     outputs = {}
     walk = read_walk()
-    assert len(walk) == 10
+    assert len(walk) == 11
     for command in walk:
         assert command[0] == "indistill"
         done = subprocess.run(
