@@ -118,6 +118,8 @@ def _select(index: Index, selection: Selection) -> set[int]:
     if len(selected) < len(set(selection.ids)):
         raise InputError(f"the index {index.folder} has no id {min(set(selection.ids) - selected)}")
     for name in selection.paths:
+        if not name:
+            raise InputError("--path is empty: name an image or a folder; a dot stands for all of this folder")
         path = PurePath(name_item(index, str(Path.cwd()), name) if Path(name).exists() else name)
         found = {item.id for item in index.catalogue.list_items() if PurePath(item.path).is_relative_to(path)}
         if not found:

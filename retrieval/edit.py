@@ -24,10 +24,12 @@ from indistill.retrieval.store import (
     draft_generation,
     link_files,
     name_generation,
+    require_whole,
     write_skipped,
 )
 from indistill.retrieval.types import add_to_faiss, can_remove, make_faiss, read_faiss, remove_from_faiss
 
+MOST_SEGMENTS = 32  # each is a file that a reader holds open
 COUNTS = ("added", "changed", "moved", "removed", "unchanged")
 
 
@@ -67,8 +69,10 @@ def apply_edit(index: Index, edit: Edit) -> Changes:
 def _write_next(index: Index, edit: Edit) -> Manifest:
     folder, manifest = index.folder, index.manifest
     before = name_generation(folder, manifest.generation)
+    require_whole(folder, manifest, [CATALOGUE, FAISS])  # else damage would get a checksum of its own
+    together = len(manifest.segments) >= MOST_SEGMENTS and bool(edit.added)
     with draft_generation(folder) as draft:
-        kept = [MODEL, *manifest.segments]
+        kept = [MODEL] if together else [MODEL, *manifest.segments]
         link_files(before, draft, kept)
         write_skipped(draft / SKIPPED, edit.skipped)
         shutil.copyfile(before / CATALOGUE, draft / CATALOGUE)
@@ -81,8 +85,15 @@ def _write_next(index: Index, edit: Edit) -> Manifest:
             raise InputError(f"nothing would be left in the index {folder}; to be rid of it, delete the folder")
         segments = manifest.segments
         if len(ids):
+            all_ids, all_vectors = ids, np.stack(edit.vectors)
+            if together:
+                segments = ()
+                stored_ids, stored, _ = index.read_vectors()
+                left = ~np.isin(stored_ids, edit.removed)
+                all_ids = np.concatenate([stored_ids[left], ids])
+                all_vectors = np.concatenate([stored[left], all_vectors])
             segments = (*segments, name_segment(manifest.generation + 1))
-            write_segment(draft / segments[-1], ids, np.stack(edit.vectors))
+            write_segment(draft / segments[-1], all_ids, all_vectors)
         if len(ids) or edit.removed:
             _change_faiss(index, np.array(edit.removed, dtype=np.int64), ids, edit, draft / FAISS)
         else:

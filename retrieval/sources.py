@@ -74,6 +74,8 @@ def name_item(index: Index, root: str, name: str) -> str:
 
 def _describe(index: Index, images: ImageSet, label: str | None, *, by_folder: bool) -> Source:
     root = images.root  # which asks the file system
+    if root != index.manifest.root and not PurePath(root).is_absolute():
+        raise DataError(f"'{root}' is no folder, so that its images have no path of their own: build an index of it")
     paths = [name_item(index, root, name) for name in images.names]
     labels = list_labels(images) if label is None else [label] * len(paths)
     if label is None and by_folder and root != index.manifest.root and index.has_labels():

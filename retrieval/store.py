@@ -104,12 +104,22 @@ def read_manifest(folder: Path) -> Manifest:
         found = content.get("format", 1)
         if found == FORMAT:
             content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
-            return Manifest(**content)
+            manifest = Manifest(**content)
+            _check_names(manifest)
+            return manifest
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; {AGAIN}") from error
     if isinstance(found, int) and found > FORMAT:
         raise IndexFolderError(f"the index {folder} has format {found}, of a later indistill: install that one")
     raise IndexFolderError(f"the index {folder} has format {found!r}, of an earlier indistill; {AGAIN}")
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Raises ValueError where a manifest, which anyone may have written, names files that are not a generation's."""
+    needed = {FAISS, CATALOGUE, MODEL, SKIPPED, *manifest.segments}
+    strange = [name for name in manifest.segments if not re.fullmatch(r"vectors-\d{8}\.npy", name)]
+    if strange or set(manifest.files) != needed or not isinstance(manifest.root, str):
+        raise ValueError(manifest.files)
 
 
 def read_current(folder: Path) -> int | None:
@@ -150,9 +160,17 @@ def lock_index(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"the index {folder} cannot be written: {error.strerror}") from error
     try:
+        _refuse_links(folder)
         yield
     finally:
         lock.release()
+
+
+def _refuse_links(folder: Path) -> None:
+    """An index from elsewhere must not lead what is written here to another place."""
+    for name in (CURRENT, name_aside(Path(CURRENT)).name, PENDING, GENERATIONS):
+        if (folder / name).is_symlink():
+            raise IndexFolderError(f"the index {folder} has a link in place of its {name}: it is not safe to change")
 
 
 @contextmanager
@@ -162,7 +180,7 @@ def draft_generation(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: something cannot be written.
     """
-    current = read_current(folder) or 0
+    current = _find_last(folder)
     draft = folder / GENERATIONS / f".{current + 1:08d}"
     try:
         draft.parent.mkdir(exist_ok=True)
@@ -215,6 +233,17 @@ def link_files(source: Path, draft: Path, names: Sequence[str]) -> None:
             shutil.copyfile(source / name, draft / name)
 
 
+def require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
+    """Raises IndexFolderError unless files of the generation in force are as they were written."""
+    generation = name_generation(folder, manifest.generation)
+    for name in names:
+        if not (generation / name).is_file() or hash_file(generation / name) != manifest.files[name]:
+            raise IndexFolderError(
+                f"the index {folder} is damaged: its {name} is missing or not as it was written; 'indistill index "
+                f"rebuild' mends an {FAISS}, 'indistill index build --overwrite' the rest"
+            )
+
+
 def write_skipped(path: Path, skipped: Sequence[SkippedImage]) -> None:
     """Writes the files that were passed over, an object a line."""
     lines = (json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in skipped)
@@ -230,6 +259,15 @@ def discard_unfinished(folder: Path) -> Iterator[None]:
         if not (folder / CURRENT).exists() and not (folder / PENDING).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _find_last(folder: Path) -> int:
+    """Returns the number of the generation in force; of an index whose CURRENT is damaged, the highest there is."""
+    try:
+        return read_current(folder) or 0
+    except IndexFolderError:
+        there = (folder / GENERATIONS).iterdir() if (folder / GENERATIONS).is_dir() else ()
+        return max((int(path.name) for path in there if path.name.isdecimal()), default=0)
 
 
 def _sync(path: Path) -> None:

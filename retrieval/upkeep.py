@@ -29,6 +29,7 @@ from indistill.retrieval.store import (
     lock_index,
     name_generation,
     read_manifest,
+    require_whole,
     write_skipped,
 )
 from indistill.retrieval.types import list_ids, make_faiss
@@ -86,7 +87,7 @@ def rebuild_index(folder: Path, choose: Callable[[Embeddings], IndexType] | None
     """
     with lock_index(folder):
         manifest = read_manifest(folder)
-        _require_whole(folder, manifest, [name for name in manifest.files if name != FAISS])
+        require_whole(folder, manifest, [name for name in manifest.files if name != FAISS])
         ids, vectors, items = _read_stored(folder, manifest)
         kind = IndexType(manifest.factory, manifest.parameters, manifest.trials) if choose is None else choose(vectors)
         before = name_generation(folder, manifest.generation)
@@ -117,7 +118,7 @@ def compact_index(folder: Path) -> Manifest:
     """
     with lock_index(folder):
         manifest = read_manifest(folder)
-        _require_whole(folder, manifest, list(manifest.files))
+        require_whole(folder, manifest, list(manifest.files))
         ids, vectors, _ = _read_stored(folder, manifest)
         before = name_generation(folder, manifest.generation)
         with draft_generation(folder) as draft:
@@ -157,6 +158,12 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
                 f"{folder} has another model (SHA-256 {manifest.model_sha256[:12]}...) than {folders[0]} "
                 f"({first.model_sha256[:12]}...): only indexes of one model can be merged"
             )
+        if manifest.root != first.root and not PurePath(manifest.root).is_absolute():
+            raise IndexFolderError(
+                f"{folder} is of '{manifest.root}', which is no folder: its images have no path of their own"
+            )
+    for folder, manifest in zip(folders, (first, *others), strict=True):
+        require_whole(folder, manifest, [name for name in manifest.files if name != FAISS])
     try:
         out.mkdir(parents=True)
     except OSError as error:
@@ -207,15 +214,6 @@ def _compare_ids(folder: Path) -> list[str]:
     if not np.isfinite(vectors).all() or (len(vectors) and abs(np.linalg.norm(vectors, axis=1) - 1).max() > 1e-3):
         problems.append("an embedding is no unit vector")
     return problems
-
-
-def _require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
-    generation = name_generation(folder, manifest.generation)
-    for name in names:
-        if not (generation / name).is_file() or hash_file(generation / name) != manifest.files[name]:
-            raise IndexFolderError(
-                f"the index {folder} is damaged: its {name} is missing or not as it was written; build it again"
-            )
 
 
 def _read_stored(folder: Path, manifest: Manifest) -> tuple[Ids, Embeddings, list[CatalogueItem]]:

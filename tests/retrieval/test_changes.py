@@ -185,6 +185,7 @@ def test_images_whose_files_are_gone_are_removed(index: Path, gallery: Path) -> 
     ("selection", "words"),
     [
         (Selection(), "say what to remove"),
+        (Selection(paths=("",)), "--path is empty"),
         (Selection(paths=("bird",)), "has no image bird, and none below it"),
         (Selection(ids=(1, 99)), "has no id 99"),
         (Selection(where="id > 0"), "nothing would be left"),
@@ -294,3 +295,21 @@ def test_an_index_is_searched_by_images_of_any_kind(index: Path, gallery: Path) 
         assert len(by_label) == 5
         (near,) = opened.search([file], 10, threshold=0.999)
         assert [hit.path for hit in near] == ["dog/01.png"]
+
+
+def test_many_small_additions_leave_few_files_and_lose_nothing(
+    index: Path, gallery: Path, pictures: list[bytes], small_model: EmbeddingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indistill.retrieval.edit.MOST_SEGMENTS", 3)
+    remove_items(index, Selection(ids=(3,)))
+    for number in range(20, 28):
+        (gallery / "cat" / f"{number}.png").write_bytes(pictures[number])
+        add_images(index, [str(gallery / "cat" / f"{number}.png")])
+        assert len(read_manifest(index).segments) <= 3
+    assert len(list_contents(index)) == 17
+    assert_vectors_are_of_the_files(index, small_model)
+
+
+def test_images_without_a_path_are_not_added_to_a_folders_index(index: Path) -> None:
+    with pytest.raises(DataError, match="'digits/test' is no folder, so that its images have no path"):
+        add_images(index, ["digits/test"])

@@ -8,7 +8,7 @@ import pytest
 from indistill.data.sets import open_folder
 from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import build_index
+from indistill.retrieval.build import BuildOptions, build_index
 from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
 from indistill.retrieval.store import FAISS, MANIFEST, name_generation, read_manifest
@@ -148,3 +148,65 @@ def test_indexes_that_cannot_be_merged_are_refused(
     assert not (tmp_path / "both").exists()
     with pytest.raises(ExistsError, match="exists"):
         merge_indexes([index, index], gallery)
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "catalogue.sqlite"])
+def test_damage_is_not_sealed_by_a_change(index: Path, gallery: Path, pictures: list[bytes], name: str) -> None:
+    flip_byte(find_file(index, name), 0.99)
+    (gallery / "cat" / "new.png").write_bytes(pictures[25])
+    for change in (lambda: sync_folder(index), lambda: remove_items(index, Selection(ids=(2,)))):
+        with pytest.raises(IndexFolderError, match="is damaged"):
+            change()
+    assert verify_index(index).problems == (f"{name} is not as it was written",)
+
+
+def test_a_damaged_embedding_is_not_merged(index: Path, tmp_path: Path) -> None:
+    flip_byte(find_file(index, "vectors-00000001.npy"), 0.9)
+    with pytest.raises(IndexFolderError, match=r"its vectors-00000001\.npy is missing or not as it was written"):
+        merge_indexes([index, index], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../elsewhere"])
+def test_a_build_replaces_an_index_whose_current_is_damaged(
+    index: Path, gallery: Path, small_model: EmbeddingSession, content: bytes
+) -> None:
+    (index / "CURRENT").write_bytes(content)
+    with pytest.raises(IndexFolderError, match="its CURRENT cannot be read"):
+        read_manifest(index)
+    build_index(open_folder(gallery, "g"), small_model, index, BuildOptions(overwrite=True))
+    assert verify_index(index).problems == ()
+    assert read_manifest(index).generation == 3
+
+
+@pytest.mark.parametrize("name", ["pending.vectors", "CURRENT.partial", "CURRENT", "generations"])
+def test_an_index_with_a_link_in_place_of_its_own_file_is_not_changed(index: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "elsewhere"
+    if (index / name).exists():
+        (index / name).rename(target)
+    else:
+        target.write_bytes(b"mine")
+    (index / name).symlink_to(target)
+    before = target.read_bytes() if target.is_file() else sorted(target.rglob("*"))
+    with pytest.raises(IndexFolderError, match=f"has a link in place of its {name}"):
+        remove_items(index, Selection(ids=(2,)))
+    assert before == (target.read_bytes() if target.is_file() else sorted(target.rglob("*")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"../../../rc": "0"}},
+        {"files": []},
+        {"segments": ["../../vectors-00000001.npy"]},
+        {"segments": [5]},
+        {"root": 5},
+    ],
+)
+def test_a_manifest_that_names_other_files_is_damaged(index: Path, change: dict[str, object]) -> None:
+    import json
+
+    manifest = find_file(index, MANIFEST)
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(IndexFolderError, match=r"its manifest\.json cannot be read"):
+        rebuild_index(index)
