@@ -34,6 +34,7 @@ def run_server(folder: Path, settings: Settings, on_start: Callable[[str], None]
         port = listener.getsockname()[1]
         # uvicorn stops in good order and then raises the signal again, for whoever handled it before
         signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
         on_start(f"http://{name_host(settings.host)}:{port}/")
         make_server(app, settings).run(sockets=[listener])
 
