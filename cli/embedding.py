@@ -15,8 +15,9 @@ from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
 from indistill.progress import show_progress
 from indistill.retrieval.evaluate import LabelledVectors
-from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.metrics import Vectors
+from indistill.retrieval.opening import Location, open_index, open_model
+from indistill.retrieval.protocol import SearchIndex
 
 BATCH_SIZE = 256
 
@@ -50,21 +51,21 @@ class Subject:
     queries: LabelledVectors
     gallery_images: ImageSet | None
     query_images: ImageSet | None
-    index: Index | None = None
+    index: SearchIndex | None = None
     ids: Sequence[int] = ()
 
 
-def embed_index_queries(folder: Path, queries: ImageSet) -> tuple[LabelledVectors, LabelledVectors]:
+def embed_index_queries(folder: Location, queries: ImageSet) -> tuple[LabelledVectors, LabelledVectors]:
     """Returns the vectors that an index holds, and those of the queries by its model."""
     subject = embed_by_index(folder, queries)
     return subject.gallery, subject.queries
 
 
-def embed_by_index(folder: Path, queries: ImageSet | None, *, named: bool = False) -> Subject:
+def embed_by_index(folder: Location, queries: ImageSet | None, *, named: bool = False) -> Subject:
     """Returns the vectors that an index holds, and those of the queries by its model.
 
     Args:
-        folder: the index.
+        folder: the index, or a collection of Milvus.
         queries: what is looked for; default the index's own images.
         named: whether the names of the index's images are needed too.
 
@@ -73,7 +74,7 @@ def embed_by_index(folder: Path, queries: ImageSet | None, *, named: bool = Fals
     """
     session = open_model(folder) if queries is not None else None
     looked_for = _embed_by_session(session, queries) if session is not None and queries is not None else None
-    index = Index(folder)
+    index = open_index(folder)
     if session is not None and index.manifest.model_sha256 != session.sha256:
         raise IndexFolderError(f"the index {folder} was replaced during this evaluation; start it again")
     ids, vectors, labels = index.read_vectors()

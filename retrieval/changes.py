@@ -15,12 +15,13 @@ from indistill.data.sets import FolderSet, ImageSet, SampledSet
 from indistill.errors import InputError
 from indistill.export.session import Embeddings
 from indistill.retrieval.catalogue import CatalogueItem, NewItem
-from indistill.retrieval.edit import Changes, Edit, apply_edit
+from indistill.retrieval.edit import Changes, Edit
 from indistill.retrieval.embed import embed_files
-from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.journal import Journal, open_journal
+from indistill.retrieval.opening import Location, apply_edit, change_index
+from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.sources import Source, find_sources, name_item
-from indistill.retrieval.store import PENDING, lock_index
+from indistill.retrieval.store import PENDING
 from indistill.retrieval.where import parse_where
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -48,12 +49,12 @@ class Selection:
 
 
 def add_images(
-    folder: Path, specs: Sequence[str], *, label: str | None = None, show: Progress = _show_nothing
+    folder: Location, specs: Sequence[str], *, label: str | None = None, show: Progress = _show_nothing
 ) -> Changes:
     """Adds images to an index, or takes in their new content; an image that cannot be read any more leaves it.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         specs: folders, image files or other data specs.
         label: of all of them, in place of their own.
         show: opens a progress bar for a number of images.
@@ -63,17 +64,17 @@ def add_images(
         IndexFolderError: the index cannot be used, or another process changes it.
         InputError: it cannot be written.
     """
-    with lock_index(folder), Index(folder) as index:
+    with change_index(folder) as index:
         sources = find_sources(index, specs, label)
-        known = index.catalogue.find_paths([path for source in sources for path in source.paths])
+        known = index.find_paths([path for source in sources for path in source.paths])
         return _take_in(index, sources, known, (), show)
 
 
-def sync_folder(folder: Path, images: str | None = None, show: Progress = _show_nothing) -> Changes:
+def sync_folder(folder: Location, images: str | None = None, show: Progress = _show_nothing) -> Changes:
     """Makes an index follow a folder: new, changed, moved and gone images.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         images: the folder, the gallery's root or another; default the root.
         show: opens a progress bar for a number of images.
 
@@ -82,23 +83,23 @@ def sync_folder(folder: Path, images: str | None = None, show: Progress = _show_
         IndexFolderError: the index cannot be used, or another process changes it.
         InputError: it cannot be written, or `images` is no folder.
     """
-    with lock_index(folder), Index(folder) as index:
+    with change_index(folder) as index:
         name = images or index.manifest.root
         if not Path(name).is_dir():
             raise InputError(f"{name} is no folder: 'index sync' follows a folder of images")
         (source,) = find_sources(index, [name])
         inside = PurePath(name_item(index, source.images.root, ""))
-        known = {item.path: item for item in index.catalogue.list_items() if _is_below(item.path, inside)}
+        known = {item.path: item for item in index.list_items() if _is_below(item.path, inside)}
         present = set(source.paths)
         gone = [item for path, item in known.items() if path not in present]
         return _take_in(index, [source], known, gone, show)
 
 
-def remove_items(folder: Path, selection: Selection) -> Changes:
+def remove_items(folder: Location, selection: Selection) -> Changes:
     """Removes images from an index; the files stay where they are.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         selection: the images.
 
     Raises:
@@ -107,23 +108,23 @@ def remove_items(folder: Path, selection: Selection) -> Changes:
     """
     if not (selection.paths or selection.ids or selection.where or selection.missing):
         raise InputError("say what to remove: --path, --id, --missing or --where")
-    with lock_index(folder), Index(folder) as index:
+    with change_index(folder) as index:
         edit = Edit(removed=sorted(_select(index, selection)))
         edit.counts |= {"removed": len(edit.removed), "unchanged": index.manifest.items - len(edit.removed)}
         return apply_edit(index, edit)
 
 
-def _select(index: Index, selection: Selection) -> set[int]:
-    selected = set(index.catalogue.find_items(selection.ids))
+def _select(index: SearchIndex, selection: Selection) -> set[int]:
+    selected = set(index.find_items(selection.ids))
     if len(selected) < len(set(selection.ids)):
-        raise InputError(f"the index {index.folder} has no id {min(set(selection.ids) - selected)}")
+        raise InputError(f"the index {index.name} has no id {min(set(selection.ids) - selected)}")
     for name in selection.paths:
         if not name:
             raise InputError("--path is empty: name an image or a folder; a dot stands for all of this folder")
         path = PurePath(name_item(index, str(Path.cwd()), name) if Path(name).exists() else name)
-        found = {item.id for item in index.catalogue.list_items() if PurePath(item.path).is_relative_to(path)}
+        found = {item.id for item in index.list_items() if PurePath(item.path).is_relative_to(path)}
         if not found:
-            raise InputError(f"the index {index.folder} has no image {path.as_posix()}, and none below it")
+            raise InputError(f"the index {index.name} has no image {path.as_posix()}, and none below it")
         selected |= found
     if selection.where:
         selected |= set(index.find_ids(parse_where(selection.where)).tolist())
@@ -132,10 +133,10 @@ def _select(index: Index, selection: Selection) -> set[int]:
     return selected
 
 
-def _find_missing(index: Index) -> list[int]:
+def _find_missing(index: SearchIndex) -> list[int]:
     if not index.root.is_dir():
         raise InputError(f"the gallery {index.root} is not there: mount it, or name images by --path, --id or --where")
-    return [item.id for item in index.catalogue.list_items() if not (index.root / item.path).is_file()]
+    return [item.id for item in index.list_items() if not (index.root / item.path).is_file()]
 
 
 def _is_below(path: str, folder: PurePath) -> bool:
@@ -145,16 +146,16 @@ def _is_below(path: str, folder: PurePath) -> bool:
 class _KnownVectors(Mapping[str, Embeddings]):
     """The vectors (D,) by the SHA-256 of the file, of a journal and of an index."""
 
-    def __init__(self, journal: Journal, index: Index) -> None:
+    def __init__(self, journal: Journal, index: SearchIndex) -> None:
         self._journal, self._index = journal, index
 
     def __contains__(self, sha256: object) -> bool:
-        return sha256 in self._journal or self._index.catalogue.find_content(str(sha256)) is not None
+        return sha256 in self._journal or self._index.find_content(str(sha256)) is not None
 
     def __getitem__(self, sha256: str) -> Embeddings:
         if sha256 in self._journal:
             return self._journal[sha256]
-        found = self._index.catalogue.find_content(sha256)
+        found = self._index.find_content(sha256)
         if found is None:
             raise KeyError(sha256)
         vector: Embeddings = self._index.find_vectors([found])[0]
@@ -162,14 +163,14 @@ class _KnownVectors(Mapping[str, Embeddings]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._journal
-        yield from (item.sha256 for item in self._index.catalogue.list_items() if item.sha256 not in self._journal)
+        yield from (item.sha256 for item in self._index.list_items() if item.sha256 not in self._journal)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
 def _take_in(
-    index: Index,
+    index: SearchIndex,
     sources: Sequence[Source],
     known: Mapping[str, CatalogueItem],
     gone: Sequence[CatalogueItem],
@@ -193,14 +194,14 @@ def _take_in(
 
 
 def _embed(
-    index: Index, chosen: Sequence[tuple[Source, Sequence[int]]], edit: Edit, show: Progress
+    index: SearchIndex, chosen: Sequence[tuple[Source, Sequence[int]]], edit: Edit, show: Progress
 ) -> list[tuple[NewItem, Embeddings]]:
     """Returns the images at some positions of each source with their vectors (D,); others are put down as skipped."""
-    session = open_model(index.folder)
+    session = index.open_model()
     found: list[tuple[NewItem, Embeddings]] = []
     try:
         with (
-            open_journal(index.folder / PENDING, session.sha256, index.manifest.dimension) as journal,
+            open_journal(index.work / PENDING, session.sha256, index.manifest.dimension) as journal,
             show(sum(len(positions) for _, positions in chosen)) as advance,
         ):
             vectors_of = _KnownVectors(journal, index)
@@ -213,7 +214,7 @@ def _embed(
                     found.append((NewItem(path, label, file.sha256, file.size_bytes, file.modified_ns), vector))
                 edit.skipped += embedded.skipped
     except OSError as error:
-        raise InputError(f"the index {index.folder} cannot be written: {error.strerror}") from error
+        raise InputError(f"the index {index.name} cannot be written: {error.strerror}") from error
     return found
 
 

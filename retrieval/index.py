@@ -1,6 +1,6 @@
 """An index opened for reading: FAISS index, catalogue, stored embeddings and model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.images import ImageSource
 from indistill.retrieval.catalogue import Catalogue, CatalogueItem
+from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
 from indistill.retrieval.segments import Ids, Segments
 from indistill.retrieval.store import (
     AGAIN,
@@ -29,9 +30,7 @@ from indistill.retrieval.types import can_filter, read_faiss, search_faiss, set_
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where
 
-NOTHING = -1  # the id where there is no hit
 EXACT_SHARE = 20  # a twentieth of the images or fewer are scored one by one, instead of searched with a filter
-BLOCK = 65_536  # vectors in memory at once
 ATTEMPTS = 5
 
 
@@ -44,6 +43,27 @@ class Hit:
     path: str
     label: str | None
     score: float
+
+
+def make_hits(
+    scores: Embeddings, ids: Ids, items: Mapping[int, CatalogueItem], threshold: float | None
+) -> list[list[Hit]]:
+    """Returns the hits of each query that reach a threshold.
+
+    Args:
+        scores: (Q, k), falling.
+        ids: (Q, k), -1 for none.
+        items: by id, all of `ids`.
+        threshold: the least score; None for any.
+    """
+    return [
+        [
+            Hit(rank, i, items[i].path, items[i].label, score)
+            for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
+            if i != NOTHING and (threshold is None or score >= threshold)
+        ]
+        for row_ids, row_scores in zip(ids, scores, strict=True)
+    ]
 
 
 def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
@@ -123,6 +143,20 @@ class Index:
         """Closes the files."""
         self.catalogue.close()
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    @property
+    def work(self) -> Path:
+        """The folder for what a change leaves when it is cut off."""
+        return self.folder
+
+    def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
+        """Returns the model of the folder; see `open_model`."""
+        return open_model(self.folder, model, threads)
+
     @classmethod
     def open(cls, folder: Path | str, threads: int = 1) -> "Index":
         """Returns the index of a folder: `Index.open("gallery.index").search(["query.jpg"], k=5)`."""
@@ -156,7 +190,8 @@ class Index:
         among = None if where is None else self.find_ids(where)
         if rerank:
             _, candidates = self.search_vectors(vectors, max(k, rerank), among)
-            scores, ids = self._score(np.asarray(vectors, dtype=np.float32), candidates, k)
+            vectors = np.asarray(vectors, dtype=np.float32)
+            scores, ids = score_candidates(vectors, candidates, k, self._segments.find)
         else:
             scores, ids = self.search_vectors(vectors, k, among)
         found = set(ids.ravel().tolist()) - {NOTHING}
@@ -164,14 +199,7 @@ class Index:
         if len(items) < len(found):
             missing = min(found - set(items))
             raise IndexFolderError(f"the index {self.folder} is damaged: id {missing} is not in its catalogue")
-        return [
-            [
-                Hit(rank, i, items[i].path, items[i].label, score)
-                for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
-                if i != NOTHING and (threshold is None or score >= threshold)
-            ]
-            for row_ids, row_scores in zip(ids, scores, strict=True)
-        ]
+        return make_hits(scores, ids, items, threshold)
 
     def embed(self, images: Sequence[ImageSource]) -> Embeddings:
         """Returns the vectors (N, D) of images, by the index's model, which is opened once."""
@@ -203,11 +231,29 @@ class Index:
             scores, ids = self._search_ordered(queries, k, total, among)
             if among is None or (ids != NOTHING).all():
                 return scores, ids
-        return self._score(queries, np.broadcast_to(np.asarray(among), (len(queries), total)), k)
+        candidates = np.broadcast_to(np.asarray(among), (len(queries), total))
+        return score_candidates(queries, candidates, k, self._segments.find)
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that the index does not have are left out."""
         return self.catalogue.find_items(ids)
+
+    def find_paths(self, paths: Sequence[str]) -> dict[str, CatalogueItem]:
+        """Returns the items of some paths, by path; paths that are not there are left out."""
+        return self.catalogue.find_paths(paths)
+
+    def find_content(self, sha256: str) -> int | None:
+        """Returns the id of an image with this content, None where there is none."""
+        return self.catalogue.find_content(sha256)
+
+    def list_items(self) -> Iterator[CatalogueItem]:
+        """Yields all items, by id."""
+        return self.catalogue.list_items()
+
+    def list_page(self, after: int, limit: int) -> list[CatalogueItem]:
+        """Returns the first items with an id above `after`, by id."""
+        rows = self.catalogue.select("SELECT * FROM items WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+        return [CatalogueItem(*row) for row in rows]
 
     def find_ids(self, where: "Where") -> Ids:
         """Returns the ids (N,) of the images that a condition holds for, ascending."""
@@ -233,20 +279,6 @@ class Index:
             )
         return ids, self._segments.find(ids), [label for _, label in labels]
 
-    def _score(self, queries: Embeddings, candidates: Ids, k: int) -> tuple[Embeddings, Ids]:
-        """Returns the k best of the candidates (Q, C) of each query, by their stored vectors."""
-        wanted = np.unique(candidates[candidates != NOTHING])
-        scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
-        for start in range(0, len(wanted), BLOCK):
-            block = wanted[start : start + BLOCK]
-            vectors = self._segments.find(block)
-            products = queries @ vectors.T
-            places = np.minimum(np.searchsorted(block, candidates), len(block) - 1)
-            here = block[places] == candidates
-            rows = np.broadcast_to(np.arange(len(queries))[:, np.newaxis], candidates.shape)
-            scores[here] = products[rows[here], places[here]]
-        return _sort_hits(scores, candidates, k)
-
     def _search_ordered(self, queries: Embeddings, k: int, total: int, among: Ids | None) -> tuple[Embeddings, Ids]:
         """FAISS breaks ties as it likes, also at the last place: fetch on until the tie there ends, then sort."""
         fetched = min(total, k + 1)
@@ -260,9 +292,4 @@ class Index:
                 fetched = min(total, 2 * fetched)
         finally:
             faiss.omp_set_num_threads(before)  # torch may share this setting, in the same process
-        return _sort_hits(scores, ids, k)
-
-
-def _sort_hits(scores: Embeddings, ids: Ids, k: int) -> tuple[Embeddings, Ids]:
-    order = np.lexsort((ids, -scores))[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        return sort_hits(scores, ids, k)

@@ -12,7 +12,7 @@ from indistill.data.manifests import find_metadata
 from indistill.data.sets import UNLABELLED, FolderSet, ImageSet, open_images
 from indistill.errors import DataError
 from indistill.retrieval.build import list_labels
-from indistill.retrieval.index import Index
+from indistill.retrieval.protocol import SearchIndex
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Source:
     labels: Sequence[str | None]
 
 
-def find_sources(index: Index, specs: Sequence[str], label: str | None = None) -> list[Source]:
+def find_sources(index: SearchIndex, specs: Sequence[str], label: str | None = None) -> list[Source]:
     """Returns the images of folders, image files and other data specs.
 
     Below the root of a gallery with classes, the class of an image is its first folder there, as a build has it.
@@ -58,7 +58,7 @@ def find_sources(index: Index, specs: Sequence[str], label: str | None = None) -
     return sources
 
 
-def name_item(index: Index, root: str, name: str) -> str:
+def name_item(index: SearchIndex, root: str, name: str) -> str:
     """Returns an image's path as the catalogue of an index has it: relative to the gallery's root, or absolute.
 
     Args:
@@ -72,7 +72,7 @@ def name_item(index: Index, root: str, name: str) -> str:
     return (full.relative_to(index.root) if full.is_relative_to(index.root) else full).as_posix()
 
 
-def _describe(index: Index, images: ImageSet, label: str | None, *, by_folder: bool) -> Source:
+def _describe(index: SearchIndex, images: ImageSet, label: str | None, *, by_folder: bool) -> Source:
     root = images.root  # which asks the file system
     if root != index.manifest.root and not PurePath(root).is_absolute():
         raise DataError(f"'{root}' is no folder, so that its images have no path of their own: build an index of it")

@@ -1,0 +1,127 @@
+"""Where an index lies, and the one place that chooses between a folder and a collection of Milvus. Needs no torch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from indistill.errors import InputError, escape_text
+from indistill.retrieval.milvus.location import SERVER, MilvusLocation, is_milvus_uri, name_collection
+
+if TYPE_CHECKING:
+    from indistill.export.session import EmbeddingSession
+    from indistill.retrieval.edit import Changes, Edit
+    from indistill.retrieval.protocol import SearchIndex
+    from indistill.retrieval.store import Manifest
+
+Location: TypeAlias = Path | MilvusLocation
+
+
+def locate_index(text: str) -> Location:
+    """Returns a folder, or for `http://host:19530#collection` and `file.db#collection` the collection.
+
+    Raises:
+        InputError: it is an address of Milvus that names no collection, or an impossible one.
+    """
+    uri, sign, collection = text.rpartition("#")
+    if sign and is_milvus_uri(uri):
+        return name_collection(uri, collection)
+    if SERVER.match(text):
+        raise InputError(f"'{escape_text(text)}' names no collection: give {escape_text(text.rstrip('/'))}#COLLECTION")
+    return Path(text)
+
+
+def require_folder(text: str, verb: str) -> Path:
+    """Returns an index folder; raises InputError for a collection, as `verb` is of folders alone."""
+    location = locate_index(text)
+    if isinstance(location, MilvusLocation):
+        raise InputError(f"'{verb}' is for index folders; Milvus looks after the collection {location} itself")
+    return location
+
+
+def open_index(location: Location, threads: int = 1) -> "SearchIndex":
+    """Returns an index opened for reading. Use it as a context, or close it.
+
+    Args:
+        location: a folder, or a collection of Milvus.
+        threads: of FAISS, for a folder.
+
+    Raises:
+        IndexFolderError: it is no index, is damaged, or cannot be reached.
+        InputError: a package is missing.
+    """
+    if isinstance(location, MilvusLocation):
+        from indistill.retrieval.milvus.index import MilvusIndex
+
+        return MilvusIndex(location)
+    from indistill.retrieval.index import Index
+
+    return Index(location, threads)
+
+
+def open_model(location: Location, model: Path | None = None, threads: int = 0) -> "EmbeddingSession":
+    """Returns the model of an index.
+
+    Args:
+        location: a folder, or a collection of Milvus.
+        model: the same model from elsewhere.
+        threads: of ONNX Runtime; 0 for one for each core.
+
+    Raises:
+        IndexFolderError: the model is not the one that made the index's vectors, or is not on this machine.
+        ModelError: the model cannot be run.
+    """
+    if isinstance(location, MilvusLocation):
+        with open_index(location) as index:
+            return index.open_model(model, threads)
+    from indistill.retrieval.index import open_model as open_folder_model
+
+    return open_folder_model(location, model, threads)
+
+
+def describe_index(location: Location) -> "Manifest":
+    """Returns what an index is.
+
+    Raises:
+        IndexFolderError: it is no index, is damaged, or cannot be reached.
+    """
+    if isinstance(location, MilvusLocation):
+        with open_index(location) as index:
+            return index.manifest
+    from indistill.retrieval.store import read_manifest
+
+    return read_manifest(location)
+
+
+@contextmanager
+def change_index(location: Location) -> Iterator["SearchIndex"]:
+    """Yields an index that no other process of this machine changes meanwhile.
+
+    Raises:
+        IndexFolderError: it cannot be used, or another process changes it.
+        InputError: the folder cannot be written to.
+    """
+    from indistill.retrieval.store import lock_index
+
+    if isinstance(location, MilvusLocation):
+        try:
+            location.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{location.work} cannot be written: {error.strerror}") from error
+    with (
+        lock_index(location.work if isinstance(location, MilvusLocation) else location),
+        open_index(location) as index,
+    ):
+        yield index
+
+
+def apply_edit(index: "SearchIndex", edit: "Edit") -> "Changes":
+    """Makes a change of an index, unless nothing changes, and tells what happened."""
+    from indistill.retrieval.index import Index
+
+    apply: Callable[..., Changes]
+    if isinstance(index, Index):
+        from indistill.retrieval.edit import apply_edit as apply
+    else:
+        from indistill.retrieval.milvus.edit import apply_edit as apply
+    return apply(index, edit)
