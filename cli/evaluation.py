@@ -162,7 +162,9 @@ def _choose(name: str) -> Location | ModelChoice:
     return locate_index(name) if is_index(name) else ModelChoice(name)
 
 
-def _embed(chosen: Location | ModelChoice, gallery: ImageSet | None, queries: ImageSet | None, *, named: bool) -> Subject:
+def _embed(
+    chosen: Location | ModelChoice, gallery: ImageSet | None, queries: ImageSet | None, *, named: bool
+) -> Subject:
     if not isinstance(chosen, ModelChoice):
         return embed_by_index(chosen, queries, named=named)
     assert gallery is not None  # checked before

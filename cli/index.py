@@ -1,7 +1,7 @@
 """`indistill index`: build an index, change it, look after it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,7 +10,21 @@ from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, Ov
 
 app = typer.Typer(help="Build an index over a gallery of images, change it, and look after it.", no_args_is_help=True)
 
-IndexArgument = Annotated[Path, typer.Argument(help="The index folder.")]
+IndexArgument = Annotated[
+    str, typer.Argument(help="The index folder; or a collection of Milvus, as http://HOST:19530#NAME or FILE.db#NAME.")
+]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="The model of a collection, where this machine has not seen it.")
+]
+
+
+def _parse_folder(text: str) -> Path:
+    from indistill.retrieval.opening import require_folder
+
+    return require_folder(text)
+
+
+FolderArgument = Annotated[Path, typer.Argument(help="The index folder.", parser=_parse_folder, metavar="INDEX")]
 
 
 @app.command()
@@ -58,6 +72,7 @@ def add(
     index: IndexArgument,
     images: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders, or other data specs.")],
     label: Annotated[str | None, typer.Option("--label", help="Of all these images, in place of their own.")] = None,
+    model: ModelOption = None,
     json: JsonOption = False,
 ) -> None:
     """Add images to an index; those that it has are embedded again only if they have changed."""
@@ -66,9 +81,12 @@ def add(
     from indistill.cli.index_output import print_changes
     from indistill.progress import show_progress
     from indistill.retrieval.changes import add_images
+    from indistill.retrieval.opening import introduce_model, locate_index
 
-    changes = add_images(index, images, label=label, show=partial(show_progress, "embedding"))
-    print_changes(index, changes, as_json=json)
+    location = locate_index(index)
+    introduce_model(location, model)
+    changes = add_images(location, images, label=label, show=partial(show_progress, "embedding"))
+    print_changes(location, changes, as_json=json)
 
 
 @app.command()
@@ -77,6 +95,7 @@ def sync(
     folder: Annotated[
         str | None, typer.Argument(metavar="FOLDER", help="The folder to follow.", show_default="the gallery's")
     ] = None,
+    model: ModelOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make an index follow a folder: new, changed, moved and gone images."""
@@ -85,8 +104,11 @@ def sync(
     from indistill.cli.index_output import print_changes
     from indistill.progress import show_progress
     from indistill.retrieval.changes import sync_folder
+    from indistill.retrieval.opening import introduce_model, locate_index
 
-    print_changes(index, sync_folder(index, folder, partial(show_progress, "embedding")), as_json=json)
+    location = locate_index(index)
+    introduce_model(location, model)
+    print_changes(location, sync_folder(location, folder, partial(show_progress, "embedding")), as_json=json)
 
 
 @app.command()
@@ -105,22 +127,56 @@ def remove(
     """Remove images from an index; their files stay."""
     from indistill.cli.index_output import print_changes
     from indistill.retrieval.changes import Selection, remove_items
+    from indistill.retrieval.opening import locate_index
 
+    location = locate_index(index)
     selection = Selection(tuple(paths or ()), tuple(ids or ()), where, missing=missing)
-    print_changes(index, remove_items(index, selection), as_json=json)
+    print_changes(location, remove_items(location, selection), as_json=json)
 
 
 @app.command()
 def info(index: IndexArgument, json: JsonOption = False) -> None:
     """Print what an index is: images, dimension, type, model."""
     from indistill.cli.index_output import print_index
-    from indistill.retrieval.store import read_manifest
+    from indistill.retrieval.opening import describe_index, locate_index
 
-    print_index(index, read_manifest(index), as_json=json)
+    location = locate_index(index)
+    print_index(location, describe_index(location), as_json=json)
 
 
 @app.command()
-def verify(index: IndexArgument, json: JsonOption = False) -> None:
+def push(
+    index: IndexArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="URI", help="Milvus: http://HOST:19530, or FILE.db of Milvus Lite.")
+    ],
+    collection: Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to write.")],
+    kind: Annotated[
+        Literal["FLAT", "HNSW", "IVF_FLAT"] | None,
+        typer.Option("--type", help="Of Milvus's index: FLAT searches exactly.", show_default="FLAT"),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Send an index to a collection of Milvus; what is there already is not sent again. See docs/milvus.md.
+
+    A push that was cut off goes on when the command is given again. Images of an older one stay unless --overwrite
+    drops it.
+    """
+    from indistill.cli.index_output import print_pushed
+    from indistill.progress import show_progress
+    from indistill.retrieval.milvus.location import name_collection
+    from indistill.retrieval.milvus.push import push_index
+    from indistill.retrieval.opening import locate_index, open_index
+
+    target = name_collection(to, collection)
+    with open_index(locate_index(index)) as source, show_progress("sending", source.manifest.items) as advance:
+        pushed = push_index(source, target, kind, overwrite=overwrite, on_progress=advance)
+    print_pushed(target, pushed, as_json=json)
+
+
+@app.command()
+def verify(index: FolderArgument, json: JsonOption = False) -> None:
     """Read every byte of an index and compare it with what was written; exit code 2 if anything differs."""
     from indistill.cli.index_output import print_verification
     from indistill.progress import show_progress
@@ -134,7 +190,7 @@ def verify(index: IndexArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def rebuild(
-    index: IndexArgument,
+    index: FolderArgument,
     recall: RecallOption = None,
     max_memory: MemoryOption = None,
     max_latency: LatencyOption = None,
@@ -154,7 +210,7 @@ def rebuild(
 
 
 @app.command()
-def compact(index: IndexArgument, json: JsonOption = False) -> None:
+def compact(index: FolderArgument, json: JsonOption = False) -> None:
     """Give back the space of removed images and of the generation before; ids stay."""
     from indistill.cli.index_output import print_index
     from indistill.retrieval.upkeep import compact_index
@@ -164,7 +220,9 @@ def compact(index: IndexArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def merge(
-    indexes: Annotated[list[Path], typer.Argument(metavar="INDEX INDEX...", help="Indexes of one model.")],
+    indexes: Annotated[
+        list[Path], typer.Argument(metavar="INDEX INDEX...", help="Indexes of one model.", parser=_parse_folder)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write.")],
     json: JsonOption = False,
 ) -> None:

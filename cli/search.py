@@ -12,7 +12,10 @@ from indistill.cli.options import HitFormat, JsonOption, OverwriteOption
 
 def search(
     context: typer.Context,
-    index: Annotated[Path, typer.Argument(help="The index folder.")],
+    index: Annotated[
+        str,
+        typer.Argument(help="The index folder; or a collection of Milvus, as http://HOST:19530#NAME or FILE.db#NAME."),
+    ],
     queries: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -67,6 +70,7 @@ def search(
 ) -> None:
     """Find the images of an index that are most like the queries."""
     from indistill.cli.hits import check_page, choose_format, print_hits, write_sheet
+    from indistill.retrieval.opening import locate_index
     from indistill.retrieval.search import SearchOptions, search_images
 
     if not queries and not ids and not null_input:
@@ -81,7 +85,7 @@ def search(
         condition = parse_where(where)
     options = SearchOptions(condition, threshold, rerank, combine, exclude_self)
     asked: list[Path | int] = [*_read_queries(queries or [], null=null_input), *(ids or [])]
-    results = search_images(index, asked, k=k, model=model, options=options)
+    results = search_images(locate_index(index), asked, k=k, model=model, options=options)
     if html is not None:
         write_sheet(results, html, overwrite=overwrite)
     if html is None or chosen is not None:

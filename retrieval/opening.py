@@ -31,12 +31,23 @@ def locate_index(text: str) -> Location:
     return Path(text)
 
 
-def require_folder(text: str, verb: str) -> Path:
-    """Returns an index folder; raises InputError for a collection, as `verb` is of folders alone."""
+def require_folder(text: str) -> Path:
+    """Returns an index folder; raises InputError for a collection."""
     location = locate_index(text)
     if isinstance(location, MilvusLocation):
-        raise InputError(f"'{verb}' is for index folders; Milvus looks after the collection {location} itself")
+        raise InputError(f"{location} is a collection of Milvus: this command is for index folders alone")
     return location
+
+
+def introduce_model(location: Location, model: Path | None) -> None:
+    """Checks that a file, if one is named, is the model of an index; that of a collection is kept on this machine.
+
+    Raises:
+        IndexFolderError: it is another model.
+        ModelError: it cannot be run.
+    """
+    if model is not None:
+        open_model(location, model)
 
 
 def open_index(location: Location, threads: int = 1) -> "SearchIndex":

@@ -29,7 +29,7 @@ class MilvusLocation:
 
     @property
     def work(self) -> Path:
-        """This machine's folder for changes of the collection: the lock, and embeddings that are not sent yet."""
+        """The folder of this machine for changes of the collection: the lock, and embeddings that are not sent yet."""
         uri = str(Path(self.uri).resolve()) if self.is_embedded else self.uri
         name = hashlib.sha256(f"{uri}#{self.collection}".encode()).hexdigest()[:16]
         return CACHE.expanduser() / "milvus" / name
