@@ -5,16 +5,20 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from indistill.errors import IndexFolderError, InputError, describe_error
 from indistill.retrieval.milvus.location import MilvusLocation
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 PATIENCE_S = 15.0  # how long a server may be away, as while it starts anew
 CALL_S = 60.0  # for one call
 TOKEN_VARIABLE = "INDISTILL_MILVUS_TOKEN"
 AWAY = 2  # pymilvus's code where it cannot connect, or lost the connection
 MISSING = 100  # collection not found
+RELEASED = 101  # not in memory, as after a restart of Milvus Lite
 Row = Mapping[str, Any]
 
 
@@ -101,16 +105,24 @@ class Connection:
         from pymilvus.exceptions import MilvusException
 
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_away),
+            retry=tenacity.retry_if_exception(lambda error: _is_away(error) or _is_released(error)),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=3),
             stop=tenacity.stop_after_delay(PATIENCE_S),
-            before_sleep=lambda _: self.close(),  # a client does not always find a server again that was killed
+            before_sleep=self._recover,
             reraise=True,
         )
         try:
             return attempts(lambda: use(self._connect()))
         except (MilvusException, RpcError) as error:
             raise self._explain(error) from error
+
+    def _recover(self, failed: "RetryCallState") -> None:
+        """Loads a collection that is not in memory; else connects anew, as a client may not find a server again."""
+        error = failed.outcome.exception() if failed.outcome is not None else None
+        if error is not None and _is_released(error):
+            self._connect().load_collection(self.location.collection, timeout=CALL_S)
+        else:
+            self.close()
 
     def _connect(self) -> Any:  # noqa: ANN401
         from pymilvus import MilvusClient
@@ -150,6 +162,10 @@ def require_file(location: MilvusLocation) -> None:
             f"{location.uri} does not exist: make it by 'indistill index push INDEX --to {location.uri} --collection "
             f"{location.collection}'"
         )
+
+
+def _is_released(error: BaseException) -> bool:
+    return getattr(error, "code", None) == RELEASED
 
 
 def _is_away(error: BaseException) -> bool:

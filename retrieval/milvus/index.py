@@ -40,6 +40,8 @@ HITS_AT_ONCE = 100_000  # of all queries of one call
 MOST_QUERIES = 1000  # of one call
 IDS_AT_ONCE = 5000  # in one filter
 SCAN_ROWS = 10_000  # without vectors, in one batch
+ALL_LISTS = 65_536  # the largest nprobe of Milvus
+ROUNDING = 1e-6  # of float32 inner products of unit vectors
 
 
 class MilvusIndex:
@@ -201,13 +203,12 @@ class MilvusIndex:
 
     def find_vectors(self, ids: Sequence[int] | Ids) -> Embeddings:
         """Returns the stored vectors (N, D) of ids (N,)."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        chunks = _split(sorted(set(wanted.tolist())), count_batch(self.state.dimension))
-        found = {row["id"]: row["vector"] for row in self._find_rows([f"id in {c}" for c in chunks], ["id", "vector"])}
-        missing = set(wanted.tolist()) - found.keys()
-        if missing:
-            raise IndexFolderError(f"{self.name} has no image {min(missing)} any more: another client has removed it")
-        return np.array([found[i] for i in wanted.tolist()], dtype=np.float32).reshape(len(wanted), -1)
+        wanted = np.asarray(ids, dtype=np.int64).tolist()
+        found = self._read_vectors(wanted)
+        if len(found) < len(set(wanted)):
+            missing = min(set(wanted) - found.keys())
+            raise IndexFolderError(f"{self.name} has no image {missing} any more: another client has removed it")
+        return np.array([found[i] for i in wanted], dtype=np.float32).reshape(len(wanted), -1)
 
     def read_vectors(self) -> tuple[Ids, Embeddings, list[str | None]]:
         """Returns the ids (N,) in ascending order, their stored vectors (N, D), and their labels."""
@@ -247,6 +248,12 @@ class MilvusIndex:
         for condition in conditions:
             yield from self._query(condition, fields, limit=MOST_HITS)
 
+    def _read_vectors(self, ids: Sequence[int]) -> dict[int, list[float]]:
+        """Returns the vectors (D,) by id, of those that there are."""
+        chunks = _split(sorted(set(ids)), count_batch(self.state.dimension))
+        rows = self._find_rows([f"id in {chunk}" for chunk in chunks], ["id", "vector"])
+        return {row["id"]: row["vector"] for row in rows}
+
     def _list_ids(self, condition: str) -> Ids:
         batches = self.connection.scan(condition, ["id"], SCAN_ROWS)
         return np.array([row["id"] for rows in batches for row in rows], dtype=np.int64)
@@ -262,32 +269,60 @@ class MilvusIndex:
             for start in range(0, len(queries), MOST_QUERIES)
         ]
         scores, ids = (np.concatenate(rows) for rows in zip(*parts, strict=True))
-        found = (ids != NOTHING).sum(axis=1)
-        if condition and self.state.kind != "FLAT" and (found < k).any():
-            matching = self._list_ids(condition)
-            short = np.flatnonzero(found < min(k, len(matching)))
-            if len(short):
-                candidates = np.broadcast_to(matching, (len(short), len(matching)))
-                best, best_ids = score_candidates(queries[short], candidates, k, self.find_vectors)
-                scores[short, : best.shape[1]], ids[short, : best.shape[1]] = best, best_ids
+        if self.state.kind != "FLAT":
+            self._complete_rows(queries, scores, ids, condition)
         return scores, ids
 
-    def _search_ordered(self, queries: Embeddings, k: int, condition: str) -> tuple[Embeddings, Ids]:
+    def _complete_rows(self, queries: Embeddings, scores: Embeddings, ids: Ids, condition: str) -> None:
+        """Fills rows (Q, k) that an approximate search left short: through all lists, or one by one for a filter."""
+        short, k = np.flatnonzero(ids[:, -1] == NOTHING), ids.shape[1]
+        if self.state.kind == "IVF_FLAT" and len(short):
+            scores[short], ids[short] = self._search_ordered(queries[short], k, condition, wide=True)
+            short = np.flatnonzero(ids[:, -1] == NOTHING)
+        if not condition or not len(short):
+            return
+        matching = self._list_ids(condition)
+        short = short[(ids[short] != NOTHING).sum(axis=1) < min(k, len(matching))]
+        if len(short):
+            candidates = np.broadcast_to(matching, (len(short), len(matching)))
+            best, best_ids = score_candidates(queries[short], candidates, k, self.find_vectors)
+            scores[short, : best.shape[1]], ids[short, : best.shape[1]] = best, best_ids
+
+    def _search_ordered(
+        self, queries: Embeddings, k: int, condition: str, *, wide: bool = False
+    ) -> tuple[Embeddings, Ids]:
         """Milvus breaks ties as it likes, also at the last place: fetch on until the tie there ends, then sort."""
         fetched = min(MOST_HITS, k + 1)
         while True:
-            scores, ids = self._fetch(queries, fetched, condition)
-            if fetched == MOST_HITS or ((scores[:, -1] < scores[:, k - 1]) | (ids[:, -1] == NOTHING)).all():
+            scores, ids = self._fetch(queries, fetched, condition, wide=wide)
+            tied = (scores[:, -1] >= scores[:, k - 1] - ROUNDING) & (ids[:, -1] != NOTHING)
+            if fetched == MOST_HITS or not tied.any():
+                self._settle_ties(queries, scores, ids)
                 return sort_hits(scores, ids, k)
             fetched = min(MOST_HITS, 2 * fetched)
 
-    def _fetch(self, queries: Embeddings, limit: int, condition: str) -> tuple[Embeddings, Ids]:
+    def _settle_ties(self, queries: Embeddings, scores: Embeddings, ids: Ids) -> None:
+        """Scores hits anew that rounding alone may keep apart: Milvus Lite gives equal vectors unequal scores."""
+        near = (scores[:, :-1] <= scores[:, 1:] + ROUNDING) & (ids[:, 1:] != NOTHING)
+        rows, columns = np.nonzero(np.pad(near, ((0, 0), (0, 1))) | np.pad(near, ((0, 0), (1, 0))))
+        if not len(rows):
+            return
+        tied = ids[rows, columns]
+        vectors = self._read_vectors(tied.tolist())
+        known = np.array([i in vectors for i in tied.tolist()])
+        rows, columns, tied = rows[known], columns[known], tied[known]
+        stored = np.array([vectors[i] for i in tied.tolist()], dtype=np.float64).reshape(len(tied), -1)
+        scores[rows, columns] = np.einsum("nd,nd->n", queries[rows].astype(np.float64), stored)
+
+    def _fetch(self, queries: Embeddings, limit: int, condition: str, *, wide: bool) -> tuple[Embeddings, Ids]:
         """Returns the scores (Q, limit) and ids (Q, limit) as Milvus gives them; -inf and -1 where there are fewer."""
         scores = np.full((len(queries), limit), -np.inf, dtype=np.float32)
         ids = np.full((len(queries), limit), NOTHING, dtype=np.int64)
-        parameters = {
-            name: max(value, limit) if name == "ef" else value for name, value in self.state.parameters.items()
-        }
+        parameters = dict(self.state.parameters)
+        if "ef" in parameters:
+            parameters["ef"] = max(parameters["ef"], limit)
+        if wide:
+            parameters["nprobe"] = ALL_LISTS
         step = max(1, HITS_AT_ONCE // limit)
         for start in range(0, len(queries), step):
             answers = self.connection.call(
