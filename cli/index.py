@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 import typer
 
 from indistill.cli.index_type import FactoryOption, LatencyOption, MemoryOption, RecallOption, make_chooser
-from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, OverwriteOption
+from indistill.cli.options import (
+    CollectionModelOption,
+    DataRootOption,
+    DownloadOption,
+    IndexArgument,
+    JsonOption,
+    OverwriteOption,
+)
 
 app = typer.Typer(help="Build an index over a gallery of images, change it, and look after it.", no_args_is_help=True)
-
-IndexArgument = Annotated[
-    str, typer.Argument(help="The index folder; or a collection of Milvus, as http://HOST:19530#NAME or FILE.db#NAME.")
-]
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", help="The model of a collection, where this machine has not seen it.")
-]
 
 
 def _parse_folder(text: str) -> Path:
@@ -72,7 +72,7 @@ def add(
     index: IndexArgument,
     images: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders, or other data specs.")],
     label: Annotated[str | None, typer.Option("--label", help="Of all these images, in place of their own.")] = None,
-    model: ModelOption = None,
+    model: CollectionModelOption = None,
     json: JsonOption = False,
 ) -> None:
     """Add images to an index; those that it has are embedded again only if they have changed."""
@@ -95,7 +95,7 @@ def sync(
     folder: Annotated[
         str | None, typer.Argument(metavar="FOLDER", help="The folder to follow.", show_default="the gallery's")
     ] = None,
-    model: ModelOption = None,
+    model: CollectionModelOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make an index follow a folder: new, changed, moved and gone images."""
@@ -160,8 +160,8 @@ def push(
 ) -> None:
     """Send an index to a collection of Milvus; what is there already is not sent again. See docs/milvus.md.
 
-    A push that was cut off goes on when the command is given again. Images of an older one stay unless --overwrite
-    drops it.
+    A push that was cut off goes on when the command is given again. --overwrite drops a collection of another model,
+    gallery or type first.
     """
     from indistill.cli.index_output import print_pushed
     from indistill.progress import show_progress

@@ -7,15 +7,12 @@ from typing import Annotated
 
 import typer
 
-from indistill.cli.options import HitFormat, JsonOption, OverwriteOption
+from indistill.cli.options import HitFormat, IndexArgument, JsonOption, OverwriteOption
 
 
 def search(
     context: typer.Context,
-    index: Annotated[
-        str,
-        typer.Argument(help="The index folder; or a collection of Milvus, as http://HOST:19530#NAME or FILE.db#NAME."),
-    ],
+    index: IndexArgument,
     queries: Annotated[
         list[Path] | None,
         typer.Argument(

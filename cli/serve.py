@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
+from indistill.cli.options import CollectionModelOption, IndexArgument
+
 
 def serve(
-    index: Annotated[
-        str,
-        typer.Argument(help="The index folder; or a collection of Milvus, as http://HOST:19530#NAME or FILE.db#NAME."),
-    ],
+    index: IndexArgument,
     host: Annotated[
         str, typer.Option("--host", help="The address to listen on; others than this machine's own need a token.")
     ] = "127.0.0.1",
@@ -36,10 +35,7 @@ def serve(
             show_default="0 on this machine, 10 elsewhere",
         ),
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option("--model", "-m", help="The model of a collection, where this machine has not seen it."),
-    ] = None,
+    model: CollectionModelOption = None,
 ) -> None:
     """Serve an index: a search page and an HTTP API. See docs/serve.md."""
     from indistill.cli.serving import log_to_stderr, read_token, require_extra

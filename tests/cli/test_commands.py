@@ -51,7 +51,7 @@ COMMANDS = ["train", "compress", "report", "compare", "export", "info", "pack", 
 COMMANDS += ["bench", "index", "search", "dedupe", "evaluate", "serve", "demo"]
 
 
-OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge")
+OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge", "push")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """An index in Milvus answers as the one in a folder does; what was acknowledged outlives a server that is killed."""
 
+import os
 import subprocess
 import sys
 import time
@@ -124,14 +125,18 @@ CONDITIONS = [
 ]
 
 
+@pytest.fixture(scope="module", params=["FLAT", "HNSW", "IVF_FLAT"])
+def location(request: pytest.FixtureRequest, folder: Path, server: LiteServer) -> MilvusLocation:
+    """Returns the index in a collection of each type."""
+    return push(folder, server, f"same_{request.param}", request.param)
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
-@pytest.mark.parametrize("kind", ["FLAT", "HNSW", "IVF_FLAT"])
 def test_search_gives_the_same_hits_as_the_folder(
-    folder: Path, server: LiteServer, gallery: Path, kind: Kind, condition: str | None
+    folder: Path, location: MilvusLocation, gallery: Path, condition: str | None
 ) -> None:
     where = None if condition is None else parse_where(condition)
     queries: list[Query] = [gallery / "cat" / "00.png", (gallery / "dog" / "01.png").read_bytes(), 5, 17]
-    location = push(folder, server, f"same_{kind}", kind)
     for k, options in (
         (3, SearchOptions(where)),
         (50, SearchOptions(where)),
@@ -382,8 +387,7 @@ def test_two_clients_add_at_the_same_time_and_lose_nothing(
         with open_index(location) as index:
             kept = locate_model(index.manifest.model_sha256)
         (models / kept.name).write_bytes(kept.read_bytes())
-        environment = {**dict(__import__("os").environ), "HOME": str(home)}
-        environment["PYTHONPATH"] = ":".join(sys.path)
+        environment = os.environ | {"HOME": str(home), "PYTHONPATH": ":".join(sys.path)}
         processes.append(subprocess.Popen([sys.executable, "-c", code, str(location), str(place)], env=environment))
     assert [process.wait(60) for process in processes] == [0, 0]
     contents = list_contents(location)
@@ -460,7 +464,7 @@ def test_an_embedded_file_answers_too_and_serves_one_process(tmp_path: Path, fol
         with open_index(location) as remote:
             np.testing.assert_array_equal(remote.search_vectors(vectors, 5)[1], index.search_vectors(vectors, 5)[1])
             code = "import sys; from indistill.retrieval.opening import *; open_index(locate_index(sys.argv[1]))"
-            environment = {**dict(__import__("os").environ), "PYTHONPATH": ":".join(sys.path)}
+            environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
             other = subprocess.run(
                 [sys.executable, "-c", code, str(location)],
                 env=environment,
