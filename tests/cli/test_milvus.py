@@ -79,6 +79,14 @@ def test_evaluate_measures_the_same_as_of_the_folder(remote: dict[str, Any]) -> 
         assert list_numbers(there) == pytest.approx(list_numbers(local), abs=1e-6)
 
 
+@pytest.mark.slow
+@needs_milvus
+def test_dedupe_lists_the_same_groups_as_of_the_folder(remote: dict[str, Any]) -> None:
+    local, there = (call(f"dedupe {{{name}}} --threshold 0.97 --json", remote) for name in ("index", "there"))
+    assert there == local
+    assert len(local["groups"]) > 0
+
+
 def list_numbers(value: object) -> list[float]:
     """Returns all numbers of a report, by the order in which they stand."""
     if isinstance(value, dict):

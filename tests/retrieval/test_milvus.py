@@ -39,9 +39,11 @@ from indistill.retrieval.milvus.model import locate_model
 from indistill.retrieval.milvus.push import push_index
 from indistill.retrieval.opening import open_index, open_model
 from indistill.retrieval.search import Query, SearchOptions, search_images
+from indistill.retrieval.serve.settings import Settings
 from indistill.retrieval.where import parse_where
 from tests.retrieval.conftest import write_gallery
 from tests.retrieval.milvus import LiteServer, fill_collection, needs_milvus, run_milvus_lite
+from tests.retrieval.serving import serve_index
 
 pytestmark = [pytest.mark.slow, needs_milvus]
 
@@ -480,3 +482,20 @@ def test_a_collection_that_is_missing_names_the_command_that_makes_it(server: Li
         IndexFolderError, match=r"has no collection 'none': make it by 'indistill index push INDEX --to"
     ):
         MilvusIndex(MilvusLocation(server.uri, "none"))
+
+
+def test_serve_answers_503_while_the_server_is_away_and_goes_on_when_it_is_back(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_milvus_lite(tmp_path / "data") as server:
+        location = push(folder, server, "served")
+        monkeypatch.setattr(client, "PATIENCE_S", 0.5)
+        with serve_index(location, Settings(poll_s=0.2)) as serving:
+            assert serving.client.post("/search", json={"id": 5}).json()["hits"][0]["id"] == 5
+            server.kill()
+            answer = serving.client.post("/search", json={"id": 5})
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+            assert serving.client.get("/readyz").status_code == 200
+            monkeypatch.setattr(client, "PATIENCE_S", 15.0)
+            server.start()
+            assert serving.client.post("/search", json={"id": 5}).json()["hits"][0]["id"] == 5
