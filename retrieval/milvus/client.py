@@ -55,9 +55,8 @@ class Connection:
         Raises:
             IndexFolderError: no server answers, or it refuses.
         """
-        if method not in ("has_collection", "list_collections"):
-            arguments.setdefault("collection_name", self.location.collection)
-        return self._try(lambda client: getattr(client, method)(timeout=CALL_S, **arguments))
+        name = self.location.collection
+        return self._try(lambda client: getattr(client, method)(collection_name=name, timeout=CALL_S, **arguments))
 
     def prepare(self, method: str, **arguments: object) -> Any:  # noqa: ANN401
         """Returns a schema or index parameters to fill in; these need no server."""
@@ -65,7 +64,7 @@ class Connection:
 
     def has_collection(self) -> bool:
         """Returns whether the collection exists."""
-        return bool(self.call("has_collection", collection_name=self.location.collection))
+        return bool(self.call("has_collection"))
 
     def scan(self, condition: str, fields: list[str], batch: int) -> Iterator[list[Row]]:
         """Yields all rows that meet a condition, in batches, by rising id.

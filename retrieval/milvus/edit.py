@@ -12,6 +12,7 @@ from indistill.retrieval.catalogue import CatalogueItem, NewItem
 from indistill.retrieval.edit import Changes, Edit
 from indistill.retrieval.milvus.collection import delete_items, upsert_items, write_collection_state
 from indistill.retrieval.milvus.index import MilvusIndex
+from indistill.retrieval.store import PENDING
 
 ID_BITS = 53  # JavaScript's whole numbers have no more
 
@@ -42,6 +43,7 @@ def apply_edit(index: MilvusIndex, edit: Edit) -> Changes:
         generation = index.state.generation + 1
         write_collection_state(connection, replace(index.state, generation=generation, version=__version__))
         index.refresh()
+        (index.work / PENDING).unlink(missing_ok=True)
     return Changes(**edit.counts, skipped=edit.skipped, manifest=index.manifest)
 
 

@@ -115,6 +115,8 @@ def test_the_commands_of_an_index_take_a_collection(remote: dict[str, Any], tmp_
     assert synced == f"{remote['living']}: 40 unchanged; 40 images, generation 3\n"
     again = call("index push {index} --to {uri} --collection living --json", remote)
     assert (again["sent"], again["present"]) == (0, 40)
+    copied = call("index push {living} --to {uri} --collection copied --json", remote)
+    assert (copied["sent"], copied["factory"]) == (40, "FLAT")
     for command in ("verify", "rebuild", "compact"):
         assert_refused(run_cli(*fill(f"index {command} {{living}}", remote)), "is a collection of Milvus: this command")
 

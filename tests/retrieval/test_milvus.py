@@ -23,6 +23,7 @@ from indistill.retrieval.build import build_index
 from indistill.retrieval.catalogue import CatalogueItem, NewItem
 from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
+from indistill.retrieval.journal import Journal
 from indistill.retrieval.milvus import client
 from indistill.retrieval.milvus.collection import (
     Kind,
@@ -40,6 +41,7 @@ from indistill.retrieval.milvus.push import push_index
 from indistill.retrieval.opening import open_index, open_model
 from indistill.retrieval.search import Query, SearchOptions, search_images
 from indistill.retrieval.serve.settings import Settings
+from indistill.retrieval.store import PENDING
 from indistill.retrieval.where import parse_where
 from tests.retrieval.conftest import write_gallery
 from tests.retrieval.milvus import LiteServer, fill_collection, needs_milvus, run_milvus_lite
@@ -373,6 +375,32 @@ def test_images_are_added_and_removed_as_in_an_index(
     assert count_rows(connect(location)) == 10
 
 
+def test_a_change_that_is_cut_off_is_completed_without_embedding_again(
+    living: tuple[Path, Path, MilvusLocation], pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, folder, location = living
+    (images / "cat" / "00.png").write_bytes(pictures[20])
+    (images / "cat" / "new.png").write_bytes(pictures[21])
+
+    def fail(*_: object) -> None:
+        raise IndexFolderError("the server has gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("indistill.retrieval.milvus.edit.upsert_items", fail)
+        with pytest.raises(IndexFolderError, match="has gone"):
+            sync_folder(location)
+    pending = location.work / PENDING
+    kept = pending.read_bytes()
+    assert len(kept) > 2 * 64 * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "keep", fail)  # would be called for what is embedded
+        changes = sync_folder(location)
+    assert (changes.added, changes.manifest.items) == (2, 11)
+    assert not pending.exists()
+    sync_folder(folder)
+    assert list_contents(location) == list_contents(folder)
+
+
 def test_two_clients_add_at_the_same_time_and_lose_nothing(
     living: tuple[Path, Path, MilvusLocation], pictures: list[bytes], tmp_path: Path
 ) -> None:
@@ -438,9 +466,13 @@ def test_what_was_acknowledged_outlives_kill_9_and_a_client_goes_on(
             server.kill()
             kept = 100 * len(acknowledged)
             server.start()
-            scores, ids = reader.search_vectors(vectors[:5], 10, np.arange(1, 1001))  # the same client
-            np.testing.assert_array_equal(ids, expected[1])
-            np.testing.assert_allclose(scores, expected[0], atol=1e-6)
+            with ThreadPoolExecutor(4) as readers:  # with the client that they had, as those of a service
+                found = list(
+                    readers.map(lambda _: reader.search_vectors(vectors[:5], 10, np.arange(1, 1001)), range(8))
+                )
+            for scores, ids in found:
+                np.testing.assert_array_equal(ids, expected[1])
+                np.testing.assert_allclose(scores, expected[0], atol=1e-6)
             assert count_rows(reader.connection) >= 1000 + kept
             writing.result(60)
             reader.refresh()
