@@ -64,8 +64,8 @@ def make_chooser(
         return take
     targets = Targets(
         recall=0.99 if recall is None else recall,
-        max_memory_bytes=None if max_memory is None else int(_read_unit("--max-memory", max_memory, SIZES)),
-        max_latency_ms=None if max_latency is None else _read_unit("--max-latency", max_latency, TIMES_MS),
+        max_memory_bytes=None if max_memory is None else int(read_unit("--max-memory", max_memory, SIZES)),
+        max_latency_ms=None if max_latency is None else read_unit("--max-latency", max_latency, TIMES_MS),
     )
 
     def choose(vectors: "Embeddings") -> "IndexType":
@@ -77,7 +77,7 @@ def make_chooser(
     return choose
 
 
-def _read_unit(option: str, text: str, units: dict[str, float] | dict[str, int]) -> float:
+def read_unit(option: str, text: str, units: dict[str, float] | dict[str, int]) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     known = {name.lower(): value for name, value in units.items()}
     if found is None or found[2].lower() not in known:
