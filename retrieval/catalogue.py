@@ -163,7 +163,7 @@ def edit_catalogue(path: Path) -> Iterator[CatalogueDraft]:
     """Yields a catalogue to be changed: an existing file, or a new one. All changes are kept, or none.
 
     Raises:
-        InputError: a label is not UTF-8.
+        InputError: a label or a path is not UTF-8.
     """
     new = not path.exists()
     with closing(sqlite3.connect(path)) as connection:
@@ -174,8 +174,8 @@ def edit_catalogue(path: Path) -> Iterator[CatalogueDraft]:
         try:
             with connection:
                 yield CatalogueDraft(connection)
-        except UnicodeEncodeError as error:  # of a label: images whose paths are not are passed over
-            raise InputError(f"the label {escape_text(str(error.object))} is not valid UTF-8") from error
+        except UnicodeEncodeError as error:
+            raise InputError(f"{escape_text(str(error.object))} is not valid UTF-8: no index can hold it") from error
 
 
 def is_text(name: str) -> bool:

@@ -90,19 +90,21 @@ def embed_files(
     return EmbeddedImages(files, rows, skipped)
 
 
+def skip_name(name: str) -> SkippedImage:
+    """Returns what is kept of an image whose name no catalogue can hold."""
+    return SkippedImage(name.encode(errors="backslashreplace").decode(), "its name is not valid UTF-8")
+
+
 def _read_ahead(
     images: ImageSet, session: EmbeddingSession, known: Mapping[str, Embeddings], workers: int
 ) -> Iterator[tuple[ImageFile, PixelArray | None] | SkippedImage]:
     """Yields the files in their order, while others are being read; without pixels where the vector is known."""
     preprocessing = session.artefact.preprocessing
-    below_text = is_text(images.root)
 
     def read(item: tuple[int, str]) -> tuple[ImageFile, PixelArray | None] | SkippedImage:
         position, name = item
         if not is_text(name):
-            return SkippedImage(name.encode(errors="backslashreplace").decode(), "its name is not valid UTF-8")
-        if not below_text:
-            return SkippedImage(name, "the name of its folder is not valid UTF-8")
+            return skip_name(name)
         try:
             stored = images.fetch(position)
             sha256 = hashlib.sha256(stored.content).hexdigest()
