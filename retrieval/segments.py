@@ -22,7 +22,7 @@ def write_segment(path: Path, ids: Ids, vectors: Embeddings) -> None:
     rows["id"], rows["vector"] = ids, vectors
     with path.open("wb") as stream:  # checks each write; np.save loses the end of a file on a full disk in silence
         np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(rows))
-        stream.write(rows.view(np.uint8))
+        stream.write(rows.view(np.uint8).data)
 
 
 class Segments:

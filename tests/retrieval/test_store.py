@@ -97,7 +97,7 @@ def without_rights() -> Iterator[None]:
 @pytest.mark.parametrize("what", ["segment", "faiss"])
 def test_a_file_that_is_not_written_whole_is_an_error(tmp_path: Path, what: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WRITE_UNDER_LIMIT, what, tmp_path / "file"],
+        [sys.executable, "-c", WRITE_UNDER_LIMIT, what, tmp_path / "file.npy"],
         capture_output=True,
         text=True,
         env=make_environment(),
@@ -152,9 +152,9 @@ def test_a_broken_catalogue_is_damage_and_no_bug(index: Path, gallery: Path) -> 
             act()
     (problem,) = verify_index(index).problems
     assert "is damaged" in problem
-    with pytest.raises(IndexFolderError, match=r"is damaged: its catalogue\.sqlite: file is not a database"):
-        with store.draft_generation(index):
-            raise sqlite3.DatabaseError("file is not a database")
+    words = r"is damaged: its catalogue\.sqlite: file is not a database"
+    with pytest.raises(IndexFolderError, match=words), store.draft_generation(index):
+        raise sqlite3.DatabaseError("file is not a database")
 
 
 @pytest.mark.parametrize(
@@ -302,10 +302,10 @@ def test_strangers_among_the_generations_stay_and_hinder_no_change(index: Path) 
     assert verify_index(index).problems == ()
 
 
-def test_a_reason_that_the_system_does_not_give_is_not_none(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="cannot be written: OSError: 5 requested and 3 written"):
-        with store.draft_generation(index):
-            raise OSError("5 requested and 3 written")
+def test_a_reason_that_the_system_does_not_give_is_not_none(index: Path) -> None:
+    words = "cannot be written: OSError: 5 requested and 3 written"
+    with pytest.raises(InputError, match=words), store.draft_generation(index):
+        raise OSError("5 requested and 3 written")
 
 
 @pytest.mark.parametrize("name", [FAISS, CATALOGUE, "vectors-00000001.npy"])
