@@ -43,8 +43,8 @@ def build(
     from indistill.retrieval.build import BuildOptions, build_index, check_index_output
 
     check_index_output(out, overwrite=overwrite)
-    choose = make_chooser(recall, max_memory, max_latency, factory)
     session = EmbeddingSession(model)
+    choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
     gallery = open_images(images, root=data_root, download=download)
     with show_progress("embedding", len(gallery.names)) as advance:
         options = BuildOptions(choose, workers, overwrite=overwrite)

@@ -36,12 +36,23 @@ FactoryOption = Annotated[
 
 
 def make_chooser(
-    recall: float | None, max_memory: str | None, max_latency: str | None, factory: str | None
+    recall: float | None,
+    max_memory: str | None,
+    max_latency: str | None,
+    factory: str | None,
+    dimension: int | None = None,
 ) -> "Callable[[Embeddings], IndexType]":
     """Returns what chooses the type of an index for its vectors: by measurement, or the one that is named.
 
+    Args:
+        recall: the share of the nearest that is to be found.
+        max_memory: the limit of the memory, with its unit.
+        max_latency: the limit of the latency, with its unit.
+        factory: FAISS's name of the type.
+        dimension: of the vectors, where it is known before they are; the name is checked at once.
+
     Raises:
-        InputError: a limit cannot be read, or both ways are asked for.
+        InputError: a limit cannot be read, both ways are asked for, or the type is none that an index can have.
     """
     from indistill.retrieval.build import IndexType
     from indistill.retrieval.choose import Targets, choose_type
@@ -53,6 +64,8 @@ def make_chooser(
         if unused:
             raise InputError(f"--factory names the type: leave {unused} out")
         named = factory
+        if dimension is not None:
+            check_factory(named, dimension)
 
         def take(vectors: "Embeddings") -> "IndexType":
             made = check_factory(named, vectors.shape[1])

@@ -14,9 +14,9 @@ from pathlib import Path, PurePath
 from indistill.data.sets import FolderSet, ImageSet, SampledSet
 from indistill.errors import InputError
 from indistill.export.session import Embeddings
-from indistill.retrieval.catalogue import CatalogueItem, NewItem
+from indistill.retrieval.catalogue import CatalogueItem, NewItem, is_text
 from indistill.retrieval.edit import Changes, Edit, apply_edit
-from indistill.retrieval.embed import embed_files
+from indistill.retrieval.embed import embed_files, skip_name
 from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.journal import Journal, open_journal
 from indistill.retrieval.sources import Source, find_sources, name_item
@@ -225,7 +225,9 @@ def _find_changed(source: Source, known: Mapping[str, CatalogueItem], edit: Edit
     positions = []
     for position, (path, label) in enumerate(zip(source.paths, source.labels, strict=True)):
         item = known.get(path)
-        if item is None or not _is_unchanged(source.images, position, item):
+        if not is_text(path):
+            edit.skipped.append(skip_name(path))
+        elif item is None or not _is_unchanged(source.images, position, item):
             positions.append(position)
         else:
             edit.counts["unchanged"] += 1

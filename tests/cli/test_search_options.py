@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from indistill.errors import InputError
-from indistill.retrieval.index import Index, read_manifest
+from indistill.retrieval.index import Index
 from indistill.retrieval.search import SearchOptions, search_images
+from indistill.retrieval.store import read_manifest
 from indistill.retrieval.where import parse_where
 from tests.cli.calls import MAIN, assert_refused, make_environment, run_cli, run_process, succeed
 from tests.cli.files import CLASSES, list_files
