@@ -27,14 +27,17 @@ def print_index(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
         f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}{parameters}, "
         f"generation {manifest.generation}, {manifest.skipped} skipped"
     )
-    emit(f"gallery {manifest.root}")
+    source = {"": "", manifest.root: "", "-": ", paths from standard input"}
+    emit(f"gallery {manifest.root}{source.get(manifest.source, f', as {manifest.source} names it')}")
     emit(f"model   SHA-256 {manifest.model_sha256}")
 
 
 def print_changes(folder: Path, changes: "Changes", *, as_json: bool) -> None:
     """Prints what a change did to an index."""
     report_skipped(changes.skipped)
-    counts = {name: getattr(changes, name) for name in ("added", "changed", "moved", "removed", "unchanged")}
+    counts = {
+        name: getattr(changes, name) for name in ("added", "changed", "moved", "relabelled", "removed", "unchanged")
+    }
     if as_json:
         skipped = [asdict(image) for image in changes.skipped]
         print_json(

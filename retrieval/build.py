@@ -63,11 +63,13 @@ class BuildOptions:
         choose: returns the type of index for vectors (N, D); exact search where it is left out.
         workers: threads that decode images; default one for each core.
         overwrite: whether an older index may be replaced.
+        source: the gallery's data spec, for `Manifest`.
     """
 
     choose: Callable[[Embeddings], IndexType] = lambda _: IndexType()
     workers: int | None = None
     overwrite: bool = False
+    source: str = ""
 
 
 def build_index(
@@ -104,13 +106,16 @@ def build_index(
             if not embedded.files:
                 first = embedded.skipped[0]
                 raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
-            return _write_index(out, gallery, session, embedded, options.choose(embedded.vectors)), embedded.skipped
+            manifest = _write_index(
+                out, gallery, session, embedded, options.choose(embedded.vectors), source=options.source
+            )
+            return manifest, embedded.skipped
     except OSError as error:
         raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
 
 
 def _write_index(
-    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType
+    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType, *, source: str
 ) -> Manifest:
     labels = dict(zip(gallery.names, list_labels(gallery), strict=True))
     items = [make_item(file, file.name, labels[file.name]) for file in embedded.files]
@@ -132,6 +137,7 @@ def _write_index(
             model_sha256=session.sha256,
             generation=0,  # filled in when it is committed
             root=gallery.root,
+            source=source,
             skipped=len(embedded.skipped),
             segments=(name_segment(1),),
             version=__version__,

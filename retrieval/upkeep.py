@@ -15,6 +15,7 @@ from indistill.retrieval.build import IndexType, name_segment, write_faiss
 from indistill.retrieval.catalogue import Catalogue, CatalogueItem, NewItem, edit_catalogue
 from indistill.retrieval.index import Index
 from indistill.retrieval.segments import Ids, Segments, write_segment
+from indistill.retrieval.sources import name_item
 from indistill.retrieval.store import (
     CATALOGUE,
     FAISS,
@@ -138,7 +139,7 @@ def compact_index(folder: Path) -> Manifest:
 def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
     """Writes a new index with the images of several of one model. Those of the first keep their ids, others get new.
 
-    Images keep their paths where the gallery's root is that of the first, and have absolute ones where it is not.
+    An image's path becomes relative to the root of the first, or absolute outside it.
 
     Args:
         folders: the index folders, two or more.
@@ -196,7 +197,7 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
 
 
 def _move_item(item: CatalogueItem, root: str, new_root: str) -> NewItem:
-    path = item.path if root == new_root else PurePath(root, item.path).as_posix()
+    path = name_item(new_root, root, item.path)
     return NewItem(path, item.label, item.sha256, item.size_bytes, item.modified_ns)
 
 

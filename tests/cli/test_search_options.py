@@ -271,7 +271,7 @@ def test_queries_of_standard_input_stand_where_the_dash_stands(workspace: Places
 def test_empty_standard_input_is_refused(workspace: Places) -> None:
     done = run_with_input(b"\n\n", "search", workspace["index"], "-")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"indistill: error: standard input holds no path of a query\n"
+    assert done.stderr == b"indistill: error: standard input holds no path\n"
 
 
 def test_found_paths_can_be_searched_again(workspace: Places) -> None:
