@@ -10,7 +10,7 @@ from indistill.cli.inputs import report_skipped
 from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import IndexFolderError
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.store import NO_SOURCE, Manifest
 
 if TYPE_CHECKING:
     from indistill.retrieval.edit import Changes
@@ -27,7 +27,7 @@ def print_index(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
         f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}{parameters}, "
         f"generation {manifest.generation}, {manifest.skipped} skipped"
     )
-    source = {"": "", manifest.root: "", "-": ", paths from standard input"}
+    source = {"": "", manifest.root: "", NO_SOURCE: ", paths from standard input or several lists"}
     emit(f"gallery {manifest.root}{source.get(manifest.source, f', as {manifest.source} names it')}")
     emit(f"model   SHA-256 {manifest.model_sha256}")
 

@@ -23,9 +23,7 @@ from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.journal import Journal, open_journal
 from indistill.retrieval.selection import Selection, select_items
 from indistill.retrieval.sources import Source, describe_images, find_sources, name_item, open_source
-from indistill.retrieval.store import PENDING, lock_index
-
-STANDARD_INPUT = "-"  # in place of the data spec of a gallery
+from indistill.retrieval.store import NO_SOURCE, PENDING, lock_index
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -98,14 +96,14 @@ def sync_folder(
 def _open_followed(index: Index, images: str | ImageSet | None) -> tuple[Source, bool]:
     """Returns the images that `sync` follows, and whether they are what the index was built from."""
     root, source = index.manifest.root, index.manifest.source
-    if images is None and source == STANDARD_INPUT:
+    if images is None and source == NO_SOURCE:
         raise InputError(
-            f"the index {index.folder} was built from paths of standard input: give them to 'index sync INDEX -', or "
-            "name a folder"
+            f"the index {index.folder} has paths from standard input, or from several lists: give them all to 'index "
+            "sync INDEX -', or name a folder"
         )
     if images is not None and not isinstance(images, str):
         by_folder = images.root != root
-        return describe_images(index, images, by_folder=by_folder), source == STANDARD_INPUT or not by_folder
+        return describe_images(index, images, by_folder=by_folder), source == NO_SOURCE or not by_folder
     spec = images or source or root
     path = Path(spec)
     if not (path.is_dir() or (path.is_file() and path.suffix in (*MANIFESTS, ".tar")) or is_shard_pattern(spec)):

@@ -42,6 +42,7 @@ MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "skipped.jsonl",
 )
 FORMAT = 2
+NO_SOURCE = "-"
 AGAIN = "build it again by 'indistill index build --overwrite'"
 
 
@@ -63,8 +64,8 @@ class Manifest:
         parameters: of the index type when it is searched, such as `nprobe`.
         trained_on: number of images when the index type was chosen and trained.
         trials: what was tried when the type was chosen; empty for one that was named.
-        source: the data spec of the gallery, which `sync` follows; `-` for paths from standard input; empty where it is
-            not known, so that `sync` follows the root.
+        source: the data spec of the gallery, which `sync` follows; `-` where there is none, as for paths from standard
+            input; empty where it is not known, so that `sync` follows the root.
         files: SHA-256 of each other file of the generation.
         format: of the folder.
     """

@@ -21,6 +21,7 @@ from indistill.retrieval.store import (
     FAISS,
     MANIFEST,
     MODEL,
+    NO_SOURCE,
     SKIPPED,
     Manifest,
     commit_generation,
@@ -191,7 +192,13 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
         write_segment(draft / name_segment(1), ids, vectors)
         write_faiss(make_faiss(first.factory, vectors, ids), draft / FAISS)
         made = replace(
-            first, items=len(ids), trained_on=len(ids), segments=(name_segment(1),), skipped=0, version=__version__
+            first,
+            items=len(ids),
+            trained_on=len(ids),
+            segments=(name_segment(1),),
+            skipped=0,
+            source=first.source if first.source in ("", first.root) else NO_SOURCE,
+            version=__version__,
         )
         return commit_generation(draft, made)
 

@@ -1,5 +1,6 @@
 """Whatever names the images of an index: one image has one path, and `sync` follows what the index was built from."""
 
+import json
 import tarfile
 from pathlib import Path
 from time import process_time
@@ -168,7 +169,7 @@ def test_paths_of_a_list_are_relative_to_the_deepest_folder_of_all(
     assert (images.root, images.classes) == (str(gallery), ("cat", "dog"))
     index = tmp_path / "index"
     build_index(images, small_model, index, BuildOptions(source="-"))
-    with pytest.raises(InputError, match="was built from paths of standard input"):
+    with pytest.raises(InputError, match="has paths from standard input"):
         sync_folder(index)
     changes = sync_folder(index, open_files(["dog/01.png", "dog/05.png"], "-"))
     assert (changes.added, changes.removed, changes.unchanged) == (1, 2, 1)
@@ -238,6 +239,29 @@ def test_a_second_gallery_below_the_first_has_relative_paths_when_merged(
     assert sync_folder(tmp_path / "both").added == 0
     with pytest.raises(InputError, match=r"is in .* and in .*: remove it from one"):
         merge_indexes([tmp_path / "both", tmp_path / "second"], tmp_path / "third")
+
+
+def test_an_index_of_several_manifests_does_not_follow_the_first_alone(
+    gallery: Path, tmp_path: Path, small_model: EmbeddingSession
+) -> None:
+    parts = []
+    for name in ("cat/00.png", "dog/01.png"):
+        manifest = write_csv(gallery / f"{len(parts)}.csv", {name: "x"})
+        parts.append(build(str(manifest), small_model, tmp_path / f"part{len(parts)}"))
+    merge_indexes(parts, tmp_path / "both")
+    with pytest.raises(InputError, match="or from several lists"):
+        sync_folder(tmp_path / "both")
+    assert len(list_labels(tmp_path / "both")) == 2
+
+
+def test_names_that_no_file_can_have_are_skipped(gallery: Path, tmp_path: Path, small_model: EmbeddingSession) -> None:
+    manifest = tmp_path / "m.jsonl"
+    names = ["gallery/cat/00.png", "gallery/a\0b.png", "a\0b/c.png", "\ud800/d.png", "..", "gallery/cat/", "x" * 300]
+    manifest.write_text("".join(json.dumps({"path": name}) + "\n" for name in names), encoding="utf-8")
+    index = build(str(manifest), small_model, tmp_path / "index")
+    assert list(list_labels(index)) == ["gallery/cat/00.png"]
+    assert read_manifest(index).skipped == 6
+    assert sync_folder(index).unchanged == 1
 
 
 def test_the_time_for_many_files_grows_with_their_number(index: Path, tmp_path: Path) -> None:
