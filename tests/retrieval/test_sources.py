@@ -1,6 +1,7 @@
 """Whatever names the images of an index: one image has one path, and `sync` follows what the index was built from."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 from time import process_time
@@ -254,13 +255,22 @@ def test_an_index_of_several_manifests_does_not_follow_the_first_alone(
     assert len(list_labels(tmp_path / "both")) == 2
 
 
+def test_a_name_that_is_not_utf_8_is_skipped_by_all_changes(index: Path, gallery: Path, pictures: list[bytes]) -> None:
+    Path(os.fsdecode(os.fsencode(gallery) + b"/cat/\xe9.png")).write_bytes(pictures[20])
+    for changes in (sync_folder(index), add_images(index, [str(gallery)])):
+        assert (changes.added, changes.unchanged, len(changes.skipped)) == (0, 6, 1)
+        assert changes.skipped[0].reason == "its name is not UTF-8"
+    with pytest.raises(InputError, match="has no image"):
+        remove_items(index, Selection(paths=(os.fsdecode(b"\xe9"),)))
+
+
 def test_names_that_no_file_can_have_are_skipped(gallery: Path, tmp_path: Path, small_model: EmbeddingSession) -> None:
     manifest = tmp_path / "m.jsonl"
-    names = ["gallery/cat/00.png", "gallery/a\0b.png", "a\0b/c.png", "\ud800/d.png", "..", "gallery/cat/", "x" * 300]
+    names = ["gallery/cat/00.png", "gallery/a\0b.png", "a\0b/c.png", "\ud800/d.png", "gallery/cat/", "x" * 300]
     manifest.write_text("".join(json.dumps({"path": name}) + "\n" for name in names), encoding="utf-8")
     index = build(str(manifest), small_model, tmp_path / "index")
     assert list(list_labels(index)) == ["gallery/cat/00.png"]
-    assert read_manifest(index).skipped == 6
+    assert read_manifest(index).skipped == 5
     assert sync_folder(index).unchanged == 1
 
 
