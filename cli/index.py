@@ -7,24 +7,33 @@ import typer
 
 from indistill.cli.index_type import FactoryOption, LatencyOption, MemoryOption, RecallOption, make_chooser
 from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, OverwriteOption
+from indistill.cli.standard_input import NullInputOption, expand_paths, open_listed
 
 app = typer.Typer(help="Build an index over a gallery of images, change it, and look after it.", no_args_is_help=True)
 
 IndexArgument = Annotated[Path, typer.Argument(help="The index folder.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Threads that decode images.", show_default="one a core")
+]
 
 
 @app.command()
 def build(
-    images: Annotated[str, typer.Argument(help="The gallery: a folder, or another data spec (see --data of train).")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="The gallery: a folder, another data spec (see --data of train), or - for paths from standard input, "
+            "which the index then has relative to the deepest folder that holds them all."
+        ),
+    ],
     model: Annotated[Path, typer.Option("--model", "-m", help="The .onnx file that 'indistill export' wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write.")],
     recall: RecallOption = None,
     max_memory: MemoryOption = None,
     max_latency: LatencyOption = None,
     factory: FactoryOption = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads that decode images.", show_default="one a core")
-    ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
@@ -37,7 +46,7 @@ def build(
     """
     from indistill.cli.index_output import print_index
     from indistill.cli.inputs import report_skipped
-    from indistill.data.sets import open_images
+    from indistill.data.sets import locate_data, open_images
     from indistill.export.session import EmbeddingSession
     from indistill.progress import show_progress
     from indistill.retrieval.build import BuildOptions, build_index, check_index_output
@@ -45,9 +54,10 @@ def build(
     check_index_output(out, overwrite=overwrite)
     session = EmbeddingSession(model)
     choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
-    gallery = open_images(images, root=data_root, download=download)
+    gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
     with show_progress("embedding", len(gallery.names)) as advance:
-        options = BuildOptions(choose, workers, overwrite=overwrite)
+        source = images if images == "-" else locate_data(images)
+        options = BuildOptions(choose, workers, overwrite, source)
         manifest, skipped = build_index(gallery, session, out, options, advance)
     report_skipped(skipped)
     print_index(out, manifest, as_json=json)
@@ -55,9 +65,25 @@ def build(
 
 @app.command()
 def add(
+    context: typer.Context,
     index: IndexArgument,
-    images: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders, or other data specs.")],
-    label: Annotated[str | None, typer.Option("--label", help="Of all these images, in place of their own.")] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH...",
+            help="Images, folders or other data specs; - stands for paths from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            help="Of all these images, in place of their own; 'sync' gives those that it follows their own again.",
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
     json: JsonOption = False,
 ) -> None:
     """Add images to an index; those that it has are embedded again only if they have changed."""
@@ -67,26 +93,41 @@ def add(
     from indistill.progress import show_progress
     from indistill.retrieval.changes import add_images
 
-    changes = add_images(index, images, label=label, show=partial(show_progress, "embedding"))
+    if not images and not null_input:
+        context.fail("Missing argument 'PATH...': name images, or - for paths from standard input")
+    specs = expand_paths(images or [], null=null_input)
+    changes = add_images(index, specs, label=label, show=partial(show_progress, "embedding"), workers=workers)
     print_changes(index, changes, as_json=json)
 
 
 @app.command()
 def sync(
     index: IndexArgument,
-    folder: Annotated[
-        str | None, typer.Argument(metavar="FOLDER", help="The folder to follow.", show_default="the gallery's")
+    images: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="IMAGES",
+            help="The folder, manifest or tar shards to follow, or - for paths from standard input.",
+            show_default="what the index was built from",
+        ),
     ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Make an index follow a folder: new, changed, moved and gone images."""
+    """Make an index follow a folder, or another source: new, changed, moved, relabelled and gone images.
+
+    Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed.
+    """
     from functools import partial
 
     from indistill.cli.index_output import print_changes
     from indistill.progress import show_progress
     from indistill.retrieval.changes import sync_folder
 
-    print_changes(index, sync_folder(index, folder, partial(show_progress, "embedding")), as_json=json)
+    followed = open_listed(images, null=null_input) or images
+    changes = sync_folder(index, followed, show=partial(show_progress, "embedding"), workers=workers)
+    print_changes(index, changes, as_json=json)
 
 
 @app.command()
@@ -104,7 +145,8 @@ def remove(
 ) -> None:
     """Remove images from an index; their files stay."""
     from indistill.cli.index_output import print_changes
-    from indistill.retrieval.changes import Selection, remove_items
+    from indistill.retrieval.changes import remove_items
+    from indistill.retrieval.selection import Selection
 
     selection = Selection(tuple(paths or ()), tuple(ids or ()), where, missing=missing)
     print_changes(index, remove_items(index, selection), as_json=json)

@@ -10,7 +10,7 @@ from indistill.cli.inputs import report_skipped
 from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import IndexFolderError
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.store import NO_SOURCE, Manifest
 
 if TYPE_CHECKING:
     from indistill.retrieval.edit import Changes
@@ -27,14 +27,17 @@ def print_index(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
         f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}{parameters}, "
         f"generation {manifest.generation}, {manifest.skipped} skipped"
     )
-    emit(f"gallery {manifest.root}")
+    source = {"": "", manifest.root: "", NO_SOURCE: ", paths from standard input or several lists"}
+    emit(f"gallery {manifest.root}{source.get(manifest.source, f', as {manifest.source} names it')}")
     emit(f"model   SHA-256 {manifest.model_sha256}")
 
 
 def print_changes(folder: Path, changes: "Changes", *, as_json: bool) -> None:
     """Prints what a change did to an index."""
     report_skipped(changes.skipped)
-    counts = {name: getattr(changes, name) for name in ("added", "changed", "moved", "removed", "unchanged")}
+    counts = {
+        name: getattr(changes, name) for name in ("added", "changed", "moved", "relabelled", "removed", "unchanged")
+    }
     if as_json:
         skipped = [asdict(image) for image in changes.skipped]
         print_json(

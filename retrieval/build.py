@@ -64,11 +64,13 @@ class BuildOptions:
         choose: returns the type of index for vectors (N, D); exact search where it is left out.
         workers: threads that decode images; default one for each core.
         overwrite: whether an older index may be replaced.
+        source: the gallery's data spec, for `Manifest`.
     """
 
     choose: Callable[[Embeddings], IndexType] = lambda _: IndexType()
     workers: int | None = None
     overwrite: bool = False
+    source: str = ""
 
 
 def build_index(
@@ -105,7 +107,9 @@ def build_index(
             if not embedded.files:
                 first = embedded.skipped[0]
                 raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
-            made = _write_index(out, gallery, session, embedded, options.choose(embedded.vectors))
+            made = _write_index(
+                out, gallery, session, embedded, options.choose(embedded.vectors), source=options.source
+            )
             (out / PENDING).unlink(missing_ok=True)
             return made, embedded.skipped
     except OSError as error:
@@ -113,7 +117,7 @@ def build_index(
 
 
 def _write_index(
-    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType
+    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType, *, source: str
 ) -> Manifest:
     labels = dict(zip(gallery.names, list_labels(gallery), strict=True))
     items = [make_item(file, file.name, labels[file.name]) for file in embedded.files]
@@ -135,6 +139,7 @@ def _write_index(
             model_sha256=session.sha256,
             generation=0,  # filled in when it is committed
             root=gallery.root,
+            source=source,
             skipped=len(embedded.skipped),
             segments=(name_segment(1),),
             version=__version__,

@@ -31,16 +31,20 @@ from indistill.retrieval.store import (
 from indistill.retrieval.types import add_to_faiss, can_remove, make_faiss, read_faiss, remove_from_faiss
 
 MOST_SEGMENTS = 32  # each is a file that a reader holds open
-COUNTS = ("added", "changed", "moved", "removed", "unchanged")
+COUNTS = ("added", "changed", "moved", "relabelled", "removed", "unchanged")
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a change did to an index: numbers of images, the files that were passed over, and what it is now."""
+    """What a change did to an index: numbers of images, the files that were passed over, and what it is now.
+
+    `relabelled` are those of the same content with another label, at their place or, counted there too, moved.
+    """
 
     added: int
     changed: int
     moved: int
+    relabelled: int
     removed: int
     unchanged: int
     skipped: list[SkippedImage]

@@ -44,6 +44,7 @@ MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "skipped.jsonl",
 )
 FORMAT = 2
+NO_SOURCE = "-"
 AGAIN = "build it again by 'indistill index build --overwrite'"
 ATTEMPTS = 5
 Found = TypeVar("Found")
@@ -67,6 +68,8 @@ class Manifest:
         parameters: of the index type when it is searched, such as `nprobe`.
         trained_on: number of images when the index type was chosen and trained.
         trials: what was tried when the type was chosen; empty for one that was named.
+        source: the data spec of the gallery, which `sync` follows; `-` where there is none, as for paths from standard
+            input; empty where it is not known, so that `sync` follows the root.
         files: SHA-256 of each other file of the generation.
         sizes: of these files, in bytes; empty where an earlier indistill wrote it.
         format: of the folder.
@@ -85,6 +88,7 @@ class Manifest:
     parameters: dict[str, int] = field(default_factory=dict)
     trained_on: int = 0
     trials: tuple[dict[str, object], ...] = ()
+    source: str = ""
     files: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
@@ -150,7 +154,12 @@ def _check_names(manifest: Manifest, number: int) -> None:
     """Raises ValueError where a manifest, which anyone may have written, names what is not its generation's."""
     needed = {FAISS, CATALOGUE, MODEL, SKIPPED, *manifest.segments}
     strange = [name for name in manifest.segments if not re.fullmatch(r"vectors-\d{8}\.npy", name)]
-    if strange or set(manifest.files) != needed or not isinstance(manifest.root, str):
+    if (
+        strange
+        or set(manifest.files) != needed
+        or not isinstance(manifest.root, str)
+        or not isinstance(manifest.source, str)
+    ):
         raise ValueError(manifest.files)
     if manifest.generation != number or not set(manifest.sizes) <= needed:
         raise ValueError(manifest.generation, manifest.sizes)

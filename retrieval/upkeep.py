@@ -14,6 +14,7 @@ from indistill.retrieval.build import IndexType, check_index_output, name_segmen
 from indistill.retrieval.catalogue import Catalogue, CatalogueItem, NewItem, edit_catalogue
 from indistill.retrieval.index import Index
 from indistill.retrieval.segments import Ids, Segments, write_segment
+from indistill.retrieval.sources import name_item
 from indistill.retrieval.store import (
     ATTEMPTS,
     CATALOGUE,
@@ -21,6 +22,7 @@ from indistill.retrieval.store import (
     FAISS,
     MANIFEST,
     MODEL,
+    NO_SOURCE,
     SKIPPED,
     Manifest,
     commit_generation,
@@ -144,7 +146,7 @@ def compact_index(folder: Path) -> Manifest:
 def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
     """Writes a new index with the images of several of one model. Those of the first keep their ids, others get new.
 
-    Images keep their paths where the gallery's root is that of the first, and have absolute ones where it is not.
+    An image's path becomes relative to the root of the first, or absolute outside it.
 
     Args:
         folders: the index folders, two or more.
@@ -196,7 +198,13 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
         write_segment(draft / name_segment(1), ids, vectors)
         write_faiss(make_faiss(first.factory, vectors, ids), draft / FAISS)
         made = replace(
-            first, items=len(ids), trained_on=len(ids), segments=(name_segment(1),), skipped=0, version=__version__
+            first,
+            items=len(ids),
+            trained_on=len(ids),
+            segments=(name_segment(1),),
+            skipped=0,
+            source=first.source if first.source in ("", first.root) else NO_SOURCE,
+            version=__version__,
         )
         return commit_generation(draft, made)
 
@@ -208,7 +216,7 @@ def _check_merge_output(out: Path) -> None:
 
 
 def _move_item(item: CatalogueItem, root: str, new_root: str) -> NewItem:
-    path = item.path if root == new_root else PurePath(root, item.path).as_posix()
+    path = name_item(new_root, root, item.path)
     return NewItem(path, item.label, item.sha256, item.size_bytes, item.modified_ns)
 
 

@@ -22,8 +22,9 @@ from indistill.retrieval import index as index_module
 from indistill.retrieval import store
 from indistill.retrieval.build import BuildOptions, IndexType, build_index
 from indistill.retrieval.catalogue import Catalogue
-from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
+from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index, open_model
+from indistill.retrieval.selection import Selection
 from indistill.retrieval.store import CATALOGUE, FAISS, GENERATIONS, MANIFEST, PENDING, read_manifest
 from indistill.retrieval.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
 from tests.cli.calls import make_environment
