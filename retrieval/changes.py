@@ -56,7 +56,7 @@ def add_images(
     """
     with lock_index(folder), Index(folder) as index:
         sources = find_sources(index, specs, label)
-        known = _find_known(index, [path for source in sources for path in source.paths])
+        known = index.catalogue.find_paths([path for source in sources for path in source.paths])
         return _take_in(sources, known, (), _Embedder(index, show, workers))
 
 
@@ -89,13 +89,8 @@ def sync_folder(
         below = {item.path: item for item in index.catalogue.list_items() if _is_below(item.path, inside)}
         present = set(source.paths)
         gone = [item for path, item in below.items() if path not in present]
-        known = below | _find_known(index, [path for path in source.paths if path not in below])
+        known = below | index.catalogue.find_paths([path for path in source.paths if path not in below])
         return _take_in([source], known, gone, _Embedder(index, show, workers))
-
-
-def _find_known(index: Index, paths: Sequence[str]) -> dict[str, CatalogueItem]:
-    """Returns the items of some paths; SQLite knows none that is not UTF-8."""
-    return index.catalogue.find_paths([path for path in paths if is_text(path)])
 
 
 def _open_followed(index: Index, images: str | ImageSet | None) -> tuple[Source, bool]:
