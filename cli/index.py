@@ -52,8 +52,8 @@ def build(
     from indistill.retrieval.build import BuildOptions, build_index, check_index_output
 
     check_index_output(out, overwrite=overwrite)
-    choose = make_chooser(recall, max_memory, max_latency, factory)
     session = EmbeddingSession(model)
+    choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
     gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
     with show_progress("embedding", len(gallery.names)) as advance:
         source = images if images == "-" else locate_data(images)

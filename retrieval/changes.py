@@ -16,9 +16,9 @@ from indistill.data.sets import FolderSet, ImageSet, SampledSet, locate_data
 from indistill.data.shards import is_shard_pattern
 from indistill.errors import InputError
 from indistill.export.session import Embeddings
-from indistill.retrieval.catalogue import CatalogueItem, NewItem
+from indistill.retrieval.catalogue import CatalogueItem, NewItem, is_text
 from indistill.retrieval.edit import Changes, Edit, apply_edit
-from indistill.retrieval.embed import embed_files
+from indistill.retrieval.embed import embed_files, skip_name
 from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.journal import Journal, open_journal
 from indistill.retrieval.selection import Selection, select_items
@@ -56,7 +56,7 @@ def add_images(
     """
     with lock_index(folder), Index(folder) as index:
         sources = find_sources(index, specs, label)
-        known = _find_known(index, [path for source in sources for path in source.paths])
+        known = index.catalogue.find_paths([path for source in sources for path in source.paths])
         return _take_in(sources, known, (), _Embedder(index, show, workers))
 
 
@@ -89,13 +89,8 @@ def sync_folder(
         below = {item.path: item for item in index.catalogue.list_items() if _is_below(item.path, inside)}
         present = set(source.paths)
         gone = [item for path, item in below.items() if path not in present]
-        known = below | _find_known(index, [path for path in source.paths if path not in below])
+        known = below | index.catalogue.find_paths([path for path in source.paths if path not in below])
         return _take_in([source], known, gone, _Embedder(index, show, workers))
-
-
-def _find_known(index: Index, paths: Sequence[str]) -> dict[str, CatalogueItem]:
-    """Returns the items of some paths; SQLite knows none that is not UTF-8."""
-    return index.catalogue.find_paths([path for path in paths if path == path.encode(errors="replace").decode()])
 
 
 def _open_followed(index: Index, images: str | ImageSet | None) -> tuple[Source, bool]:
@@ -229,7 +224,9 @@ def _find_changed(source: Source, known: Mapping[str, CatalogueItem], edit: Edit
     positions = []
     for position, (path, label) in enumerate(zip(source.paths, source.labels, strict=True)):
         item = known.get(path)
-        if item is None or not _is_unchanged(source.images, position, item):
+        if not is_text(path):
+            edit.skipped.append(skip_name(path))
+        elif item is None or not _is_unchanged(source.images, position, item):
             positions.append(position)
         else:
             edit.counts["unchanged" if item.label == label else "relabelled"] += 1

@@ -18,6 +18,7 @@ from indistill.retrieval.store import (
     CATALOGUE,
     FAISS,
     MODEL,
+    PENDING,
     SKIPPED,
     Manifest,
     commit_generation,
@@ -63,10 +64,17 @@ class Edit:
 
 
 def apply_edit(index: Index, edit: Edit) -> Changes:
-    """Writes the next generation, unless nothing changes, and tells what happened."""
+    """Writes the next generation, unless nothing changes, and tells what happened.
+
+    Raises:
+        IndexFolderError: the index is damaged.
+        InputError: it cannot be written, or nothing would be left in it.
+    """
     manifest = index.manifest
     if edit.removed or edit.replaced or edit.added:
         manifest = _write_next(index, edit)
+    if edit.added:
+        (index.folder / PENDING).unlink(missing_ok=True)
     return Changes(**edit.counts, skipped=edit.skipped, manifest=manifest)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.calls import assert_refused, fill, run_cli, run_with_input, succeed
+from indistill.export.session import EmbeddingSession
+from tests.cli.calls import assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
 from tests.cli.files import list_files, write_digits
 
 Places = dict[str, Path]
@@ -163,3 +164,31 @@ def test_a_type_that_cannot_be_had_is_refused_and_the_old_index_stays(own: Place
 def test_what_cannot_be_done_is_said_in_a_line(own: Places, line: str, words: str) -> None:
     assert_refused(run_cli(*fill(f"index {line}", own)), words)
     assert not own["out"].exists()
+
+
+@pytest.mark.parametrize("factory", ["Nonsense", "IDMap,IVF2,Flat"])
+def test_a_type_is_looked_at_before_anything_is_embedded(
+    own: Places, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmbeddingSession, "embed_pixels", None)
+    line = f"index build {{mine}} --model {{model}} --out {{out}} --factory {factory}"
+    assert_refused(run_cli(*fill(line, own)), f"'{factory}' ")
+    assert not own["out"].exists()
+
+
+@pytest.mark.parametrize("change", ["add {mine} {mine}", "sync {mine}", "remove {mine} --id 1", "rebuild {mine}"])
+def test_a_folder_that_is_named_by_mistake_is_left_as_it_is(own: Places, change: str) -> None:
+    before = snapshot(own["mine"])
+    assert_refused(run_cli(*fill(f"index {change}", own)), "is not an index")
+    assert snapshot(own["mine"]) == before
+
+
+def test_bytes_that_are_no_text_in_names_are_printed_escaped(own: Places) -> None:
+    bad = os.fsdecode(b"\xff")
+    gallery = write_digits(own["here"] / bad / "gallery", 0, 2)
+    shutil.copyfile(list_files(gallery)[0], gallery / f"{bad}.png")
+    command = ["index", "build", gallery, "--model", own["model"], "--out", own["out"], "--overwrite"]
+    result = run_process(*command)
+    assert (result.code, "1 image was skipped" in result.err) == (0, True), result.err
+    assert "\\udcff/gallery" in result.out
+    assert_refused(run_process("index", "verify", own["here"] / bad / "index"), "its path is not valid UTF-8")

@@ -259,7 +259,7 @@ def test_a_name_that_is_not_utf_8_is_skipped_by_all_changes(index: Path, gallery
     Path(os.fsdecode(os.fsencode(gallery) + b"/cat/\xe9.png")).write_bytes(pictures[20])
     for changes in (sync_folder(index), add_images(index, [str(gallery)])):
         assert (changes.added, changes.unchanged, len(changes.skipped)) == (0, 6, 1)
-        assert changes.skipped[0].reason == "its name is not UTF-8"
+        assert changes.skipped[0].reason == "its name is not valid UTF-8"
     with pytest.raises(InputError, match="has no image"):
         remove_items(index, Selection(paths=(os.fsdecode(b"\xe9"),)))
 
