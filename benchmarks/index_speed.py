@@ -45,7 +45,7 @@ ROUNDS = 5
 
 def write_large_index(folder: Path, vectors: Embeddings, model: EmbeddingSession, root: Path) -> None:
     folder.mkdir()
-    with lock_index(folder), draft_generation(folder) as draft:
+    with lock_index(folder, create=True), draft_generation(folder) as draft:
         shutil.copyfile(model.path, draft / MODEL)
         write_skipped(draft / SKIPPED, [])
         with edit_catalogue(draft / CATALOGUE) as catalogue:

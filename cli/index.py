@@ -14,8 +14,13 @@ from indistill.cli.options import (
     JsonOption,
     OverwriteOption,
 )
+from indistill.cli.standard_input import NullInputOption, expand_paths, open_listed
 
 app = typer.Typer(help="Build an index over a gallery of images, change it, and look after it.", no_args_is_help=True)
+
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Threads that decode images.", show_default="one a core")
+]
 
 
 def _parse_folder(text: str) -> Path:
@@ -29,16 +34,21 @@ FolderArgument = Annotated[Path, typer.Argument(help="The index folder.", parser
 
 @app.command()
 def build(
-    images: Annotated[str, typer.Argument(help="The gallery: a folder, or another data spec (see --data of train).")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="The gallery: a folder, another data spec (see --data of train), or - for paths from standard input, "
+            "which the index then has relative to the deepest folder that holds them all."
+        ),
+    ],
     model: Annotated[Path, typer.Option("--model", "-m", help="The .onnx file that 'indistill export' wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write.")],
     recall: RecallOption = None,
     max_memory: MemoryOption = None,
     max_latency: LatencyOption = None,
     factory: FactoryOption = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads that decode images.", show_default="one a core")
-    ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
@@ -51,17 +61,18 @@ def build(
     """
     from indistill.cli.index_output import print_index
     from indistill.cli.inputs import report_skipped
-    from indistill.data.sets import open_images
+    from indistill.data.sets import locate_data, open_images
     from indistill.export.session import EmbeddingSession
     from indistill.progress import show_progress
     from indistill.retrieval.build import BuildOptions, build_index, check_index_output
 
     check_index_output(out, overwrite=overwrite)
-    choose = make_chooser(recall, max_memory, max_latency, factory)
     session = EmbeddingSession(model)
-    gallery = open_images(images, root=data_root, download=download)
+    choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
+    gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
     with show_progress("embedding", len(gallery.names)) as advance:
-        options = BuildOptions(choose, workers, overwrite=overwrite)
+        source = images if images == "-" else locate_data(images)
+        options = BuildOptions(choose, workers, overwrite, source)
         manifest, skipped = build_index(gallery, session, out, options, advance)
     report_skipped(skipped)
     print_index(out, manifest, as_json=json)
@@ -69,9 +80,25 @@ def build(
 
 @app.command()
 def add(
+    context: typer.Context,
     index: IndexArgument,
-    images: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders, or other data specs.")],
-    label: Annotated[str | None, typer.Option("--label", help="Of all these images, in place of their own.")] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH...",
+            help="Images, folders or other data specs; - stands for paths from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            help="Of all these images, in place of their own; 'sync' gives those that it follows their own again.",
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
     model: CollectionModelOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -83,22 +110,35 @@ def add(
     from indistill.retrieval.changes import add_images
     from indistill.retrieval.opening import introduce_model, locate_index
 
+    if not images and not null_input:
+        context.fail("Missing argument 'PATH...': name images, or - for paths from standard input")
+    specs = expand_paths(images or [], null=null_input)
     location = locate_index(index)
     introduce_model(location, model)
-    changes = add_images(location, images, label=label, show=partial(show_progress, "embedding"))
+    changes = add_images(location, specs, label=label, show=partial(show_progress, "embedding"), workers=workers)
     print_changes(location, changes, as_json=json)
 
 
 @app.command()
 def sync(
     index: IndexArgument,
-    folder: Annotated[
-        str | None, typer.Argument(metavar="FOLDER", help="The folder to follow.", show_default="the gallery's")
+    images: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="IMAGES",
+            help="The folder, manifest or tar shards to follow, or - for paths from standard input.",
+            show_default="what the index was built from",
+        ),
     ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
     model: CollectionModelOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make an index follow a folder: new, changed, moved and gone images."""
+    """Make an index follow a folder, or another source: new, changed, moved, relabelled and gone images.
+
+    Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed.
+    """
     from functools import partial
 
     from indistill.cli.index_output import print_changes
@@ -106,9 +146,11 @@ def sync(
     from indistill.retrieval.changes import sync_folder
     from indistill.retrieval.opening import introduce_model, locate_index
 
+    followed = open_listed(images, null=null_input) or images
     location = locate_index(index)
     introduce_model(location, model)
-    print_changes(location, sync_folder(location, folder, partial(show_progress, "embedding")), as_json=json)
+    changes = sync_folder(location, followed, show=partial(show_progress, "embedding"), workers=workers)
+    print_changes(location, changes, as_json=json)
 
 
 @app.command()
@@ -126,8 +168,9 @@ def remove(
 ) -> None:
     """Remove images from an index; their files stay."""
     from indistill.cli.index_output import print_changes
-    from indistill.retrieval.changes import Selection, remove_items
+    from indistill.retrieval.changes import remove_items
     from indistill.retrieval.opening import locate_index
+    from indistill.retrieval.selection import Selection
 
     location = locate_index(index)
     selection = Selection(tuple(paths or ()), tuple(ids or ()), where, missing=missing)

@@ -11,7 +11,7 @@ from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import IndexFolderError
 from indistill.retrieval.opening import Location
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.store import NO_SOURCE, Manifest
 
 if TYPE_CHECKING:
     from indistill.retrieval.edit import Changes
@@ -31,7 +31,8 @@ def print_index(folder: Location, manifest: Manifest, *, as_json: bool) -> None:
         f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}{parameters}, "
         f"generation {manifest.generation}{skipped}"
     )
-    emit(f"gallery {manifest.root}")
+    source = {"": "", manifest.root: "", NO_SOURCE: ", paths from standard input or several lists"}
+    emit(f"gallery {manifest.root}{source.get(manifest.source, f', as {manifest.source} names it')}")
     emit(f"model   SHA-256 {manifest.model_sha256}")
 
 
@@ -47,7 +48,9 @@ def print_pushed(target: "MilvusLocation", pushed: "Pushed", *, as_json: bool) -
 def print_changes(folder: Location, changes: "Changes", *, as_json: bool) -> None:
     """Prints what a change did to an index."""
     report_skipped(changes.skipped)
-    counts = {name: getattr(changes, name) for name in ("added", "changed", "moved", "removed", "unchanged")}
+    counts = {
+        name: getattr(changes, name) for name in ("added", "changed", "moved", "relabelled", "removed", "unchanged")
+    }
     if as_json:
         skipped = [asdict(image) for image in changes.skipped]
         print_json(

@@ -11,7 +11,7 @@ import numpy as np
 from indistill import __version__
 from indistill.data.sets import ImageSet
 from indistill.durable import name_aside
-from indistill.errors import DataError, ExistsError, InputError
+from indistill.errors import DataError, ExistsError, InputError, describe_error, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import NewItem, edit_catalogue
@@ -32,6 +32,7 @@ from indistill.retrieval.store import (
     discard_unfinished,
     draft_generation,
     lock_index,
+    require_text,
     write_skipped,
 )
 from indistill.retrieval.types import make_faiss
@@ -63,11 +64,13 @@ class BuildOptions:
         choose: returns the type of index for vectors (N, D); exact search where it is left out.
         workers: threads that decode images; default one for each core.
         overwrite: whether an older index may be replaced.
+        source: the gallery's data spec, for `Manifest`.
     """
 
     choose: Callable[[Embeddings], IndexType] = lambda _: IndexType()
     workers: int | None = None
     overwrite: bool = False
+    source: str = ""
 
 
 def build_index(
@@ -95,7 +98,7 @@ def build_index(
     check_index_output(out, overwrite=options.overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with lock_index(out), discard_unfinished(out):
+        with lock_index(out, create=True), discard_unfinished(out):
             check_index_output(out, overwrite=options.overwrite)  # another process may have been first
             with open_journal(out / PENDING, session.sha256, session.artefact.embedding_dim) as journal:
                 embedded = embed_files(
@@ -104,13 +107,17 @@ def build_index(
             if not embedded.files:
                 first = embedded.skipped[0]
                 raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
-            return _write_index(out, gallery, session, embedded, options.choose(embedded.vectors)), embedded.skipped
+            made = _write_index(
+                out, gallery, session, embedded, options.choose(embedded.vectors), source=options.source
+            )
+            (out / PENDING).unlink(missing_ok=True)
+            return made, embedded.skipped
     except OSError as error:
-        raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
+        raise InputError(f"the index {out} cannot be written: {describe_os_error(error)}") from error
 
 
 def _write_index(
-    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType
+    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType, *, source: str
 ) -> Manifest:
     labels = dict(zip(gallery.names, list_labels(gallery), strict=True))
     items = [make_item(file, file.name, labels[file.name]) for file in embedded.files]
@@ -132,6 +139,7 @@ def _write_index(
             model_sha256=session.sha256,
             generation=0,  # filled in when it is committed
             root=gallery.root,
+            source=source,
             skipped=len(embedded.skipped),
             segments=(name_segment(1),),
             version=__version__,
@@ -140,10 +148,19 @@ def _write_index(
 
 
 def check_index_output(out: Path, *, overwrite: bool) -> None:
-    """Raises ExistsError if an index would be overwritten without being told to, or if `out` is something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    """Checks that an index may be written to a folder.
+
+    Raises:
+        ExistsError: an index would be overwritten without being told to, or `out` is something else.
+        InputError: it cannot be read, or no index can have its name.
+    """
+    require_text(out)
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    except OSError as error:
+        raise InputError(f"{out} cannot be read: {describe_os_error(error)}; choose another --out") from error
     if not found or found - INDEX_FILES or not found & {CURRENT, LOCK}:
         raise ExistsError(f"{out} exists and is not an index, or holds other files too; choose another --out")
     if CURRENT in found and not overwrite:
@@ -154,12 +171,14 @@ def write_faiss(index: faiss.Index, path: Path) -> None:
     """Writes a FAISS index.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: FAISS cannot write it.
+        OSError: not all of it can be written.
     """
     try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:  # FAISS's own, of a full disk
-        raise InputError(f"the index {path.parent} cannot be written: is the disk full?") from error
+        with path.open("wb") as stream:  # checks each write; FAISS prints that a file cannot be closed, and goes on
+            faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
+    except RuntimeError as error:
+        raise InputError(f"the index {path.parent} cannot be written: {describe_error(error)}") from error
 
 
 def name_segment(number: int) -> str:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from indistill.errors import InputError, escape_text
+from indistill.errors import InputError, describe_os_error, escape_text
 from indistill.retrieval.milvus.location import SERVER, MilvusLocation, is_milvus_uri, name_collection
 
 if TYPE_CHECKING:
@@ -114,15 +114,13 @@ def change_index(location: Location) -> Iterator["SearchIndex"]:
     """
     from indistill.retrieval.store import lock_index
 
-    if isinstance(location, MilvusLocation):
+    folder, remote = (location.work, True) if isinstance(location, MilvusLocation) else (location, False)
+    if remote:
         try:
-            location.work.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{location.work} cannot be written: {error.strerror}") from error
-    with (
-        lock_index(location.work if isinstance(location, MilvusLocation) else location),
-        open_index(location) as index,
-    ):
+            raise InputError(f"{folder} cannot be written: {describe_os_error(error)}") from error
+    with lock_index(folder, create=remote), open_index(location) as index:
         yield index
 
 

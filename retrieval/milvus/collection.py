@@ -34,6 +34,7 @@ class CollectionState:
         preprocessing: of that model.
         dimension: D of the vectors.
         root: the gallery's folder, to which paths are relative; or its data spec.
+        source: the data spec that `sync` follows, as of a manifest.
         kind: of Milvus's index.
         parameters: of its search.
         version: of indistill.
@@ -48,6 +49,7 @@ class CollectionState:
     root: str
     kind: Kind
     version: str
+    source: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -11,7 +11,7 @@ import numpy as np
 from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import ImageSource
-from indistill.retrieval.catalogue import SCHEMA, CatalogueItem
+from indistill.retrieval.catalogue import LARGEST_ID, SCHEMA, CatalogueItem, is_text
 from indistill.retrieval.index import Hit, make_hits
 from indistill.retrieval.milvus.client import Row, require_file
 from indistill.retrieval.milvus.collection import (
@@ -156,7 +156,8 @@ class MilvusIndex:
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that the index does not have are left out."""
-        rows = self._find_rows([f"id in {chunk}" for chunk in _split(list(ids), ROWS)], ITEM_FIELDS)
+        possible = [i for i in ids if 0 < i <= LARGEST_ID]
+        rows = self._find_rows([f"id in {chunk}" for chunk in _split(possible, ROWS)], ITEM_FIELDS)
         return {row["id"]: read_item(row) for row in rows}
 
     def find_paths(self, paths: Sequence[str]) -> dict[str, CatalogueItem]:
@@ -164,8 +165,8 @@ class MilvusIndex:
         plain = [path for path in paths if quote_text(path) is not None]
         conditions = [f"path in {quote_texts(chunk)}" for chunk in _split(plain, ROWS)]
         items = [read_item(row) for row in self._find_rows(conditions, ITEM_FIELDS)]
-        if len(plain) < len(paths):
-            strange = set(paths) - set(plain)
+        strange = {path for path in paths if is_text(path)} - set(plain)
+        if strange:
             items += [item for item in self.list_items() if item.path in strange]
         return {item.path: item for item in items}
 
@@ -354,6 +355,7 @@ def describe_collection(state: CollectionState, items: int) -> Manifest:
         segments=(),
         version=state.version,
         parameters=state.parameters,
+        source=state.source,
     )
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from indistill.durable import move_into_place, name_aside
-from indistill.errors import IndexFolderError, InputError
+from indistill.errors import IndexFolderError, InputError, describe_os_error
 from indistill.export.session import EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.retrieval.milvus.collection import CollectionState
@@ -21,7 +21,7 @@ def keep_model(path: Path, sha256: str) -> None:
         shutil.copyfile(path, name_aside(kept))
         move_into_place(name_aside(kept), kept)
     except OSError as error:
-        raise InputError(f"the model cannot be kept in {kept.parent}: {error.strerror}") from error
+        raise InputError(f"the model cannot be kept in {kept.parent}: {describe_os_error(error)}") from error
 
 
 def locate_model(sha256: str) -> Path:

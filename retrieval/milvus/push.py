@@ -68,6 +68,7 @@ def push_index(
         preprocessing=session.artefact.preprocessing.to_dict(),
         dimension=manifest.dimension,
         root=manifest.root,
+        source=manifest.source,
         kind=kind or "FLAT",
         parameters=choose_search(kind or "FLAT", manifest.items),
         version=__version__,
@@ -84,9 +85,10 @@ def push_index(
             items = missing[start : start + step]
             upsert_items(connection, items, source.find_vectors([item.id for item in items]))
             on_progress(len(items))
-        if missing or not state.complete:
+        if missing or not state.complete or state.source != new.source:
             connection.call("flush")
-            state = replace(state, generation=state.generation + state.complete, complete=True, version=__version__)
+            generation = state.generation + state.complete
+            state = replace(new, generation=generation, kind=state.kind, parameters=state.parameters, complete=True)
             write_collection_state(connection, state)
         keep_model(session.path, session.sha256)
         return Pushed(len(missing), len(present), describe_collection(state, count_rows(connection)))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
-from indistill.errors import InputError
+from indistill.errors import InputError, describe_os_error
 from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.app import make_app
 from indistill.retrieval.serve.settings import Settings
@@ -65,7 +65,7 @@ def open_socket(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from error
     return listener
 

@@ -486,8 +486,11 @@ DAMAGED_INDEXES: dict[str, tuple[Callable[[Path], object], str]] = {
     "CURRENT elsewhere": (lambda index: (index / "CURRENT").write_text("00000009\n"), "is damaged"),
     "manifest empty": (lambda index: write_empty(find(index, "manifest.json")), "its manifest.json cannot be read"),
     "manifest a list": (lambda index: find(index, "manifest.json").write_text("[1]"), "manifest.json cannot be read"),
-    "vectors truncated": (lambda index: os.truncate(find(index, "index.faiss"), 500), "its index.faiss cannot be read"),
-    "vectors missing": (lambda index: find(index, "index.faiss").unlink(), "its index.faiss cannot be read"),
+    "vectors truncated": (
+        lambda index: os.truncate(find(index, "index.faiss"), 500),
+        "its index.faiss is not as it was",
+    ),
+    "vectors missing": (lambda index: find(index, "index.faiss").unlink(), "its index.faiss is missing"),
     "catalogue missing": (lambda index: find(index, "catalogue.sqlite").unlink(), "catalogue.sqlite is missing"),
     "catalogue no database": (lambda index: write_note(find(index, "catalogue.sqlite")), "is damaged"),
 }

@@ -21,7 +21,8 @@ from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
 from indistill.retrieval.build import build_index
 from indistill.retrieval.catalogue import CatalogueItem, NewItem
-from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
+from indistill.retrieval.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.edit import COUNTS
 from indistill.retrieval.index import Index
 from indistill.retrieval.journal import Journal
 from indistill.retrieval.milvus import client
@@ -40,6 +41,7 @@ from indistill.retrieval.milvus.model import locate_model
 from indistill.retrieval.milvus.push import push_index
 from indistill.retrieval.opening import open_index, open_model
 from indistill.retrieval.search import Query, SearchOptions, search_images
+from indistill.retrieval.selection import Selection
 from indistill.retrieval.serve.settings import Settings
 from indistill.retrieval.store import PENDING
 from indistill.retrieval.where import parse_where
@@ -189,13 +191,8 @@ def test_a_collection_reads_as_the_folder_does(folder: Path, pushed: MilvusLocat
         with pytest.raises(IndexFolderError, match="no image 99 any more"):
             remote.find_vectors([99])
         mine, theirs = remote.manifest, local.manifest
-        assert (mine.items, mine.dimension, mine.model_sha256, mine.root, mine.metric) == (
-            theirs.items,
-            theirs.dimension,
-            theirs.model_sha256,
-            theirs.root,
-            theirs.metric,
-        )
+        for name in ("items", "dimension", "model_sha256", "root", "source", "metric"):
+            assert getattr(mine, name) == getattr(theirs, name)
 
 
 @pytest.mark.parametrize("kind", ["HNSW", "IVF_FLAT"])
@@ -347,7 +344,7 @@ def test_a_collection_follows_its_folder_as_an_index_does(
     (images / "cow" / "new.png").write_bytes(pictures[31])
     before = {item.path: item.id for item in Index(folder).list_items()}
     local, remote = sync_folder(folder), sync_folder(location)
-    names = ("added", "changed", "moved", "removed", "unchanged", "skipped")
+    names = (*COUNTS, "skipped")
     assert [getattr(remote, name) for name in names] == [getattr(local, name) for name in names]
     assert (remote.manifest.items, remote.manifest.generation) == (local.manifest.items, 2)
     assert list_contents(location) == list_contents(folder)
