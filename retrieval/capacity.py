@@ -20,8 +20,8 @@ from indistill.export.session import EmbeddingSession
 from indistill.retrieval.catalogue import NewItem, edit_catalogue
 from indistill.retrieval.choose import EXACT_VALUES, LISTS_PER_ROOT
 from indistill.retrieval.embed import embed_files
-from indistill.retrieval.trials import ID_BYTES, MAP_BYTES, one_thread
-from indistill.retrieval.types import POINTS_PER_LIST
+from indistill.retrieval.trials import ID_BYTES, one_thread
+from indistill.retrieval.types import EXACT, POINTS_PER_LIST
 
 CODE_BYTES = {"SQ8": 1, "SQfp16": 2, "Flat": 4}  # of a value of a vector
 ITERATIONS = 10  # of k-means, FAISS's default for IVF
@@ -87,13 +87,13 @@ class Plan:
     needs: tuple[Need, ...]
 
 
-# The least code and nprobe that `choose_type` found for each recall, on 1,000,000 clustered vectors of 128 values:
-# python -m benchmarks.index_types --vectors 1000000 --recall 0.9 (0.95, 0.99)
+# The smallest code and nprobe that reached each recall with the fewest lists, of 1,000,000 clustered vectors of 128
+# values: python -m benchmarks.index_types --recall 0.9 (0.95, 0.99)
 MEASURED_ON = 1_000_000
 PROBINGS = (
-    Probing(0.90, "SQ8", 2048, 9),
-    Probing(0.95, "SQ8", 2048, 12),
-    Probing(0.99, "SQfp16", 2048, 26),
+    Probing(0.90, "SQ8", 2048, 7),
+    Probing(0.95, "SQ8", 2048, 36),
+    Probing(0.99, "SQfp16", 2048, 80),
 )
 
 
@@ -213,16 +213,16 @@ def count_lists(count: int) -> int:
 def _plan_exact(count: int, dimension: int, rates: Rates) -> Plan:
     codes = count * FLOAT_BYTES * dimension
     return Plan(
-        "IDMap2,Flat",
+        EXACT,
         (
             Need(
                 "index on disk", *_twice(codes + count * ID_BYTES), "bytes", f"N x (4 x {dimension} + {ID_BYTES}) bytes"
             ),
             Need(
                 "index in memory",
-                *_twice(codes + count * (ID_BYTES + MAP_BYTES)),
+                *_twice(codes + count * ID_BYTES),
                 "bytes",
-                f"the same + N x {MAP_BYTES} bytes, the table of ids",
+                "the same; less where it is mapped",
             ),
             Need(
                 "one query, one core",

@@ -24,7 +24,7 @@ def test_a_plan_of_own_images_is_printed(places: dict[str, Path]) -> None:
 def test_a_plan_is_given_as_json_and_without_images(places: dict[str, Path]) -> None:
     line = "plan --images 5000 --model {model} --recall 1 --cores 2 --json"
     made = json.loads(succeed(*fill(line, places)).out)
-    assert (made["images"], made["cores"], made["memory_bytes"], made["factory"]) == (5000, 2, 64e9, "IDMap2,Flat")
+    assert (made["images"], made["cores"], made["memory_bytes"], made["factory"]) == (5000, 2, 64e9, "IDMap,Flat")
     needs = {need["name"]: need for need in made["needs"]}
     assert needs["embedding, core time"]["least"] == pytest.approx(5000 * made["rates"]["embed_s"])
     assert made["rates"]["file_bytes"] > 20_000  # as a photograph's
