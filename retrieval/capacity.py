@@ -29,7 +29,7 @@ FLOAT_BYTES = 4
 ROWS, LISTS, SCANNED = 4096, 1024, 50_000  # of the vectors that rates are measured with
 PATH = "photographs/2024/{:09d}.jpg"  # of a catalogue's row
 
-Unit = Literal["s", "bytes", "1/s", ""]
+Unit = Literal["core-s", "s", "bytes", "1/s", ""]
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def plan_gallery(count: int, dimension: int, recall: float, rates: Rates, cores:
         (
             Need("image files read", *_twice(count * rates.file_bytes), "bytes", f"N x {rates.file_bytes:,.0f} bytes"),
             Need(
-                "embedding, core time",
+                "embedding",
                 *_twice(count * rates.embed_s),
-                "s",
+                "core-s",
                 f"N x {1e3 * rates.embed_s:.2f} ms, measured on {rates.images} images",
             ),
-            Need("embedding, all cores", *_twice(count * rates.embed_s / cores), "s", f"the same / {cores:,} cores"),
+            Need("time of embedding", *_twice(count * rates.embed_s / cores), "s", f"the same / {cores:,} cores"),
             Need(
                 "embeddings on disk", *_twice(stored), "bytes", f"N x ({FLOAT_BYTES} x {dimension} + {ID_BYTES}) bytes"
             ),
@@ -243,17 +243,18 @@ def _plan_lists(count: int, dimension: int, probing: Probing, rates: Rates) -> P
     size = count * (code + ID_BYTES) + centroids
     least, most = sorted((probing.probed, probing.probed * lists / probing.lists))
     query_s = [(centroids + probed * per_list) / rates.scan_bytes_per_s for probed in (least, most)]
+    shown = f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
     rate = f"{rates.products_per_s / 1e9:.0f} x 10^9 products/s, measured"
     return Plan(
         f"IVF{lists},{probing.code}",
         (
             Need(
-                "training the lists, core time",
+                "training the lists",
                 *_twice(training),
-                "s",
+                "core-s",
                 f"{ITERATIONS} x {POINTS_PER_LIST} x lists^2 x {dimension} products, {rate}",
             ),
-            Need("filling the lists, core time", *_twice(filling), "s", f"N x lists x {dimension} products, {rate}"),
+            Need("filling the lists", *_twice(filling), "core-s", f"N x lists x {dimension} products, {rate}"),
             Need("index on disk", *_twice(size), "bytes", f"N x ({code} + {ID_BYTES}) + 4 x {dimension} x lists bytes"),
             Need(
                 "index in memory", *_twice(size), "bytes", "the same; less where it is mapped and not all is searched"
@@ -263,7 +264,7 @@ def _plan_lists(count: int, dimension: int, probing: Probing, rates: Rates) -> P
                 query_s[0],
                 query_s[1],
                 "s",
-                f"centroids and {least:,.0f} to {most:,.0f} lists, {rates.scan_bytes_per_s / 1e9:.1f} GB/s, measured",
+                f"centroids and {shown} lists, {rates.scan_bytes_per_s / 1e9:.1f} GB/s, measured",
             ),
         ),
     )
