@@ -21,12 +21,12 @@ from indistill.retrieval.catalogue import NewItem, edit_catalogue
 from indistill.retrieval.choose import EXACT_VALUES, LISTS_PER_ROOT
 from indistill.retrieval.embed import embed_files
 from indistill.retrieval.trials import ID_BYTES, one_thread
-from indistill.retrieval.types import EXACT, POINTS_PER_LIST
+from indistill.retrieval.types import EXACT, POINTS_PER_LIST, Vectors
 
 CODE_BYTES = {"SQ8": 1, "SQfp16": 2, "Flat": 4}  # of a value of a vector
 ITERATIONS = 10  # of k-means, FAISS's default for IVF
 FLOAT_BYTES = 4
-ROWS, LISTS, SCANNED = 4096, 1024, 50_000  # of the vectors that rates are measured with
+ROWS, LISTS, SCANNED, QUERIES = 4096, 1024, 50_000, 20  # of the vectors that rates are measured with
 PATH = "photographs/2024/{:09d}.jpg"  # of a catalogue's row
 
 Unit = Literal["core-s", "s", "bytes", "1/s", ""]
@@ -120,7 +120,8 @@ def measure_rates(
         embed_s / len(embedded.files),
         sum(file.size_bytes for file in embedded.files) / len(embedded.files),
         _measure_catalogue(),
-        *_measure_faiss(session.artefact.embedding_dim, code),
+        measure_products(session.artefact.embedding_dim),
+        _measure_scan(session.artefact.embedding_dim, code),
         len(embedded.files),
     )
 
@@ -284,19 +285,30 @@ def _measure_catalogue() -> float:
         return path.stat().st_size / len(rows)
 
 
-def _measure_faiss(dimension: int, code: str) -> tuple[float, float]:
-    """Returns the products of values per second of an assignment to centroids, and the bytes scanned per second."""
-    vectors = np.random.default_rng(0).standard_normal((SCANNED, dimension)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+def measure_products(dimension: int) -> float:
+    """Returns the products of values per second of assigning vectors (N, D) to centroids, on one thread."""
     centroids = faiss.IndexFlatIP(dimension)
+    vectors = _draw_vectors(dimension)
     centroids.add(vectors[:LISTS])
+    with one_thread():
+        return ROWS * LISTS * dimension / _time(lambda: centroids.search(vectors[:ROWS], 1))
+
+
+def _measure_scan(dimension: int, code: str) -> float:
+    """Returns the bytes of codes per second that single queries are compared with, on one thread."""
     scanned = faiss.index_factory(dimension, code, faiss.METRIC_INNER_PRODUCT)
+    vectors = _draw_vectors(dimension)
     scanned.train(vectors)
     scanned.add(vectors)
     with one_thread():
-        assign_s = _time(lambda: centroids.search(vectors[:ROWS], 1))
-        scan_s = _time(lambda: [scanned.search(vectors[i : i + 1], 10) for i in range(20)]) / 20
-    return ROWS * LISTS * dimension / assign_s, SCANNED * CODE_BYTES[code] * dimension / scan_s
+        scan_s = _time(lambda: [scanned.search(vectors[i : i + 1], 10) for i in range(QUERIES)]) / QUERIES
+    return SCANNED * CODE_BYTES[code] * dimension / scan_s
+
+
+def _draw_vectors(dimension: int) -> Vectors:
+    vectors = np.random.default_rng(0).standard_normal((SCANNED, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def _time(work: Callable[[], object], rounds: int = 5) -> float:
