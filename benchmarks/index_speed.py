@@ -56,7 +56,7 @@ def write_large_index(folder: Path, vectors: Embeddings, model: EmbeddingSession
         manifest = Manifest(
             len(ids),
             vectors.shape[1],
-            "IDMap2,Flat",
+            "IDMap,Flat",
             "inner_product",
             model.sha256,
             0,

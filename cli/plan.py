@@ -118,6 +118,7 @@ def format_by(units: Sequence[tuple[str, float]], value: float) -> str:
 
 FORMATS: dict[str, Callable[[float], str]] = {
     "bytes": partial(format_by, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3))),
+    "core-s": partial(format_by, (("core-hours", 3600), ("core-minutes", 60), ("core-seconds", 1))),
     "s": partial(
         format_by, (("years", 86400 * 365), ("days", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3))
     ),

@@ -35,7 +35,7 @@ from indistill.retrieval.store import (
     require_text,
     write_skipped,
 )
-from indistill.retrieval.types import make_faiss
+from indistill.retrieval.types import EXACT, make_faiss
 
 PARTIAL = name_aside(Path(CURRENT)).name  # of a process that was killed
 INDEX_FILES = {CURRENT, PARTIAL, GENERATIONS, LOCK, PENDING, MODEL, SKIPPED}  # the last two of format 1
@@ -51,7 +51,7 @@ class IndexType:
         trials: what was tried before it was chosen.
     """
 
-    factory: str = "IDMap2,Flat"
+    factory: str = EXACT
     parameters: dict[str, int] = field(default_factory=dict)
     trials: tuple[dict[str, object], ...] = ()
 

@@ -20,16 +20,16 @@ from indistill.export.session import EmbeddingSession
 from indistill.retrieval.catalogue import NewItem, edit_catalogue
 from indistill.retrieval.choose import EXACT_VALUES, LISTS_PER_ROOT
 from indistill.retrieval.embed import embed_files
-from indistill.retrieval.trials import ID_BYTES, MAP_BYTES, one_thread
-from indistill.retrieval.types import POINTS_PER_LIST
+from indistill.retrieval.trials import ID_BYTES, one_thread
+from indistill.retrieval.types import EXACT, POINTS_PER_LIST, Vectors
 
 CODE_BYTES = {"SQ8": 1, "SQfp16": 2, "Flat": 4}  # of a value of a vector
 ITERATIONS = 10  # of k-means, FAISS's default for IVF
 FLOAT_BYTES = 4
-ROWS, LISTS, SCANNED = 4096, 1024, 50_000  # of the vectors that rates are measured with
+ROWS, LISTS, SCANNED, QUERIES = 4096, 1024, 50_000, 20  # of the vectors that rates are measured with
 PATH = "photographs/2024/{:09d}.jpg"  # of a catalogue's row
 
-Unit = Literal["s", "bytes", "1/s", ""]
+Unit = Literal["core-s", "s", "bytes", "1/s", ""]
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Plan:
     needs: tuple[Need, ...]
 
 
-# The least code and nprobe that `choose_type` found for each recall, on 1,000,000 clustered vectors of 128 values:
-# python -m benchmarks.index_types --vectors 1000000 --recall 0.9 (0.95, 0.99)
+# The smallest code and nprobe that reached each recall with the fewest lists, of 1,000,000 clustered vectors of 128
+# values: python -m benchmarks.index_types --recall 0.9 (0.95, 0.99)
 MEASURED_ON = 1_000_000
 PROBINGS = (
-    Probing(0.90, "SQ8", 2048, 9),
-    Probing(0.95, "SQ8", 2048, 12),
-    Probing(0.99, "SQfp16", 2048, 26),
+    Probing(0.90, "SQ8", 2048, 7),
+    Probing(0.95, "SQ8", 2048, 36),
+    Probing(0.99, "SQfp16", 2048, 80),
 )
 
 
@@ -120,7 +120,8 @@ def measure_rates(
         embed_s / len(embedded.files),
         sum(file.size_bytes for file in embedded.files) / len(embedded.files),
         _measure_catalogue(),
-        *_measure_faiss(session.artefact.embedding_dim, code),
+        measure_products(session.artefact.embedding_dim),
+        _measure_scan(session.artefact.embedding_dim, code),
         len(embedded.files),
     )
 
@@ -151,12 +152,12 @@ def plan_gallery(count: int, dimension: int, recall: float, rates: Rates, cores:
         (
             Need("image files read", *_twice(count * rates.file_bytes), "bytes", f"N x {rates.file_bytes:,.0f} bytes"),
             Need(
-                "embedding, core time",
+                "embedding",
                 *_twice(count * rates.embed_s),
-                "s",
+                "core-s",
                 f"N x {1e3 * rates.embed_s:.2f} ms, measured on {rates.images} images",
             ),
-            Need("embedding, all cores", *_twice(count * rates.embed_s / cores), "s", f"the same / {cores:,} cores"),
+            Need("time of embedding", *_twice(count * rates.embed_s / cores), "s", f"the same / {cores:,} cores"),
             Need(
                 "embeddings on disk", *_twice(stored), "bytes", f"N x ({FLOAT_BYTES} x {dimension} + {ID_BYTES}) bytes"
             ),
@@ -213,16 +214,16 @@ def count_lists(count: int) -> int:
 def _plan_exact(count: int, dimension: int, rates: Rates) -> Plan:
     codes = count * FLOAT_BYTES * dimension
     return Plan(
-        "IDMap2,Flat",
+        EXACT,
         (
             Need(
                 "index on disk", *_twice(codes + count * ID_BYTES), "bytes", f"N x (4 x {dimension} + {ID_BYTES}) bytes"
             ),
             Need(
                 "index in memory",
-                *_twice(codes + count * (ID_BYTES + MAP_BYTES)),
+                *_twice(codes + count * ID_BYTES),
                 "bytes",
-                f"the same + N x {MAP_BYTES} bytes, the table of ids",
+                "the same; less where it is mapped",
             ),
             Need(
                 "one query, one core",
@@ -243,17 +244,18 @@ def _plan_lists(count: int, dimension: int, probing: Probing, rates: Rates) -> P
     size = count * (code + ID_BYTES) + centroids
     least, most = sorted((probing.probed, probing.probed * lists / probing.lists))
     query_s = [(centroids + probed * per_list) / rates.scan_bytes_per_s for probed in (least, most)]
+    shown = f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
     rate = f"{rates.products_per_s / 1e9:.0f} x 10^9 products/s, measured"
     return Plan(
         f"IVF{lists},{probing.code}",
         (
             Need(
-                "training the lists, core time",
+                "training the lists",
                 *_twice(training),
-                "s",
+                "core-s",
                 f"{ITERATIONS} x {POINTS_PER_LIST} x lists^2 x {dimension} products, {rate}",
             ),
-            Need("filling the lists, core time", *_twice(filling), "s", f"N x lists x {dimension} products, {rate}"),
+            Need("filling the lists", *_twice(filling), "core-s", f"N x lists x {dimension} products, {rate}"),
             Need("index on disk", *_twice(size), "bytes", f"N x ({code} + {ID_BYTES}) + 4 x {dimension} x lists bytes"),
             Need(
                 "index in memory", *_twice(size), "bytes", "the same; less where it is mapped and not all is searched"
@@ -263,7 +265,7 @@ def _plan_lists(count: int, dimension: int, probing: Probing, rates: Rates) -> P
                 query_s[0],
                 query_s[1],
                 "s",
-                f"centroids and {least:,.0f} to {most:,.0f} lists, {rates.scan_bytes_per_s / 1e9:.1f} GB/s, measured",
+                f"centroids and {shown} lists, {rates.scan_bytes_per_s / 1e9:.1f} GB/s, measured",
             ),
         ),
     )
@@ -283,19 +285,30 @@ def _measure_catalogue() -> float:
         return path.stat().st_size / len(rows)
 
 
-def _measure_faiss(dimension: int, code: str) -> tuple[float, float]:
-    """Returns the products of values per second of an assignment to centroids, and the bytes scanned per second."""
-    vectors = np.random.default_rng(0).standard_normal((SCANNED, dimension)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+def measure_products(dimension: int) -> float:
+    """Returns the products of values per second of assigning vectors (N, D) to centroids, on one thread."""
     centroids = faiss.IndexFlatIP(dimension)
+    vectors = _draw_vectors(dimension)
     centroids.add(vectors[:LISTS])
+    with one_thread():
+        return ROWS * LISTS * dimension / _time(lambda: centroids.search(vectors[:ROWS], 1))
+
+
+def _measure_scan(dimension: int, code: str) -> float:
+    """Returns the bytes of codes per second that single queries are compared with, on one thread."""
     scanned = faiss.index_factory(dimension, code, faiss.METRIC_INNER_PRODUCT)
+    vectors = _draw_vectors(dimension)
     scanned.train(vectors)
     scanned.add(vectors)
     with one_thread():
-        assign_s = _time(lambda: centroids.search(vectors[:ROWS], 1))
-        scan_s = _time(lambda: [scanned.search(vectors[i : i + 1], 10) for i in range(20)]) / 20
-    return ROWS * LISTS * dimension / assign_s, SCANNED * CODE_BYTES[code] * dimension / scan_s
+        scan_s = _time(lambda: [scanned.search(vectors[i : i + 1], 10) for i in range(QUERIES)]) / QUERIES
+    return SCANNED * CODE_BYTES[code] * dimension / scan_s
+
+
+def _draw_vectors(dimension: int) -> Vectors:
+    vectors = np.random.default_rng(0).standard_normal((SCANNED, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def _time(work: Callable[[], object], rounds: int = 5) -> float:

@@ -692,7 +692,7 @@ def test_bad_images_of_a_gallery_are_skipped_counted_and_listed(places: Places, 
     expected = sorted((name, reason) for name, _, reason in BAD_IMAGES.values())
     for line, (name, reason) in zip(lines[1:], expected, strict=True):
         assert line.startswith(f"{name}: {reason}")
-    assert f"40 images, 64 dimensions, IDMap2,Flat, generation 1, {count} skipped" in result.out
+    assert f"40 images, 64 dimensions, IDMap,Flat, generation 1, {count} skipped" in result.out
     records = read_records(find(places["out"], "skipped.jsonl"))
     assert [record["name"] for record in records] == [name for name, _ in expected]
     assert all(record["reason"].startswith(reason) for record, (_, reason) in zip(records, expected, strict=True))

@@ -76,7 +76,7 @@ def test_the_type_of_an_index_may_be_named_or_limited(own: Places) -> None:
     made = json.loads(succeed(*fill(line + "--factory IVF2,SQ8", own)).out)
     assert (made["factory"], made["trials"]) == ("IVF2,SQ8", [])
     made = json.loads(succeed(*fill(line + "--recall 0.9 --max-memory 1MB --max-latency 1s", own)).out)
-    assert made["factory"] == "IDMap2,Flat"
+    assert made["factory"] == "IDMap,Flat"
     assert made["trials"][0]["recall"] == 1
     warned = succeed(*fill(line + "--factory HNSW8", own))
     assert "warning: images cannot be removed" in warned.err

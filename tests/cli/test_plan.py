@@ -16,7 +16,7 @@ from tests.cli.files import list_files
 def test_a_plan_of_own_images_is_printed(places: dict[str, Path]) -> None:
     shown = succeed(*fill("plan --images 1e8 --model {model} --data {gallery} --cores 64 --memory 16GB", places)).out
     assert "100,000,000 images, IVF16384,SQ8" in shown
-    for name in ("embedding, all cores", "catalogue on disk", "filling the lists", "queries, all cores"):
+    for name in ("time of embedding", "catalogue on disk", "filling the lists", "queries, all cores"):
         assert name in shown
     assert f"measured on {len(list_files(places['gallery']))} images" in shown
 
@@ -24,9 +24,9 @@ def test_a_plan_of_own_images_is_printed(places: dict[str, Path]) -> None:
 def test_a_plan_is_given_as_json_and_without_images(places: dict[str, Path]) -> None:
     line = "plan --images 5000 --model {model} --recall 1 --cores 2 --json"
     made = json.loads(succeed(*fill(line, places)).out)
-    assert (made["images"], made["cores"], made["memory_bytes"], made["factory"]) == (5000, 2, 64e9, "IDMap2,Flat")
+    assert (made["images"], made["cores"], made["memory_bytes"], made["factory"]) == (5000, 2, 64e9, "IDMap,Flat")
     needs = {need["name"]: need for need in made["needs"]}
-    assert needs["embedding, core time"]["least"] == pytest.approx(5000 * made["rates"]["embed_s"])
+    assert needs["embedding"]["least"] == pytest.approx(5000 * made["rates"]["embed_s"])
     assert made["rates"]["file_bytes"] > 20_000  # as a photograph's
 
 
@@ -61,6 +61,7 @@ def test_a_count_may_be_written_short(text: str, count: int) -> None:
     [
         ("s", 86_400 * 2.2801, 86_400 * 2.2801, "2.28 days"),
         ("s", 0.000958, 0.0045, "0.958 ms to 4.5 ms"),
+        ("core-s", 3.6e6, 3.6e6, "1,000 core-hours"),
         ("bytes", 5.536e12, 5.536e12, "5.54 TB"),
         ("bytes", 10, 10, "0.01 KB"),
         ("1/s", 14_210, 66_800, "14,200/s to 66,800/s"),

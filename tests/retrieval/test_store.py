@@ -310,7 +310,7 @@ def test_a_reason_that_the_system_does_not_give_is_not_none(index: Path) -> None
 
 
 @pytest.mark.parametrize("name", [FAISS, CATALOGUE, "vectors-00000001.npy"])
-@pytest.mark.parametrize("factory", ["IDMap2,Flat", "IVF2,Flat"])
+@pytest.mark.parametrize("factory", ["IDMap,Flat", "IDMap2,Flat", "IVF2,Flat"])
 def test_a_file_of_another_size_is_not_mapped(
     tmp_path: Path, gallery: Path, small_model: EmbeddingSession, name: str, factory: str
 ) -> None:
