@@ -131,6 +131,12 @@ def sync(
             show_default="what the index was built from",
         ),
     ] = None,
+    moved: Annotated[
+        bool,
+        typer.Option(
+            "--moved", help="IMAGES is the gallery, which lies there now as a whole: ids stay, nothing is embedded."
+        ),
+    ] = False,
     workers: WorkersOption = None,
     null_input: NullInputOption = False,
     model: CollectionModelOption = None,
@@ -138,7 +144,8 @@ def sync(
 ) -> None:
     """Make an index follow a folder, or another source: new, changed, moved, relabelled and gone images.
 
-    Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed.
+    Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed. A gallery that
+    was renamed or mounted elsewhere is named with --moved.
     """
     from functools import partial
 
@@ -150,8 +157,11 @@ def sync(
     followed = open_listed(images, null=null_input) or images
     location = locate_index(index)
     introduce_model(location, model)
-    changes = sync_folder(location, followed, show=partial(show_progress, "embedding"), workers=workers)
+    show = partial(show_progress, "embedding")
+    changes = sync_folder(location, followed, moved=moved, show=show, workers=workers)
     print_changes(location, changes, as_json=json)
+    if moved:
+        typer.echo(f"the gallery is {changes.manifest.root} now", err=True)
 
 
 @app.command()

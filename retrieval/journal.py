@@ -14,7 +14,6 @@ import numpy as np
 
 from indistill.export.session import Embeddings
 
-
 MAX_HEADER = 128
 
 

@@ -39,6 +39,18 @@ def test_a_folder_is_followed_and_the_counts_are_printed(own: Places) -> None:
     assert counts["skipped"] == []
 
 
+def test_a_gallery_that_was_renamed_is_followed_at_its_new_place(own: Places) -> None:
+    found = succeed(*fill("search {living} {query}", own)).out
+    own["new"] = own["mine"].rename(own["here"] / "renamed")
+    assert_refused(run_cli(*fill("index sync {living}", own)), "mine is not there: mount it", "--moved")
+    assert_refused(run_cli(*fill("index sync {living} {new}", own)), "as a whole, add --moved")
+    result = succeed(*fill("index sync {living} {new} --moved", own))
+    assert result.out == f"{own['living']}: 20 unchanged; 20 images, generation 2\n"
+    assert result.err == f"the gallery is {own['new']} now\n"
+    assert succeed(*fill("search {living} {query}", own)).out == found
+    assert succeed(*fill("index sync {living}", own)).out.startswith(f"{own['living']}: 20 unchanged")
+
+
 def test_images_are_added_and_removed(own: Places) -> None:
     extra = write_digits(own["here"] / "extra", 8, 2)
     assert change(own, "add {living} {here}/extra")["added"] == 10
