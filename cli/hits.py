@@ -99,7 +99,7 @@ def _list_values(hit: Hit) -> list[str | int | float | None]:
 
 
 def _make_lines(results: SearchResults) -> list[str]:
-    lines = []
+    lines = [f"{'rank':>5}  cosine  {'id':>8}  label  path"]
     for query, hits in results.queries:
         lines.append(escape_text(describe_query(query), LONGEST_PATH))
         for hit in hits:

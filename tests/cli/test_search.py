@@ -112,8 +112,9 @@ def test_paths_are_relative_to_the_gallery_however_it_was_named(
 def test_text_has_a_line_for_each_hit(workspace: Places) -> None:
     (answer,) = search(workspace["index"], workspace["query"], "-k", 2)
     lines = succeed("search", workspace["index"], workspace["query"], "-k", 2).out.splitlines()
-    assert lines[0] == str(workspace["query"])
-    for line, hit in zip(lines[1:], answer["hits"], strict=True):
+    assert lines[0].split() == ["rank", "cosine", "id", "label", "path"]
+    assert lines[1] == str(workspace["query"])
+    for line, hit in zip(lines[2:], answer["hits"], strict=True):
         rank, score, number, label, path = line.split(maxsplit=4)
         assert (int(rank), int(number), label, path) == (hit["rank"], hit["id"], hit["label"], hit["path"])
         assert float(score) == pytest.approx(hit["score"], abs=1e-4)
