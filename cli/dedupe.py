@@ -25,8 +25,8 @@ def dedupe(
 ) -> None:
     """List groups of near-duplicates in an index, and of files that are equal; nothing is deleted.
 
-    Each image of a group has --threshold or more to the first one, whose id is the smallest; the column 'cosine' (in
-    JSON and CSV 'score') is that cosine. To keep the first of each group is to keep no near-duplicates.
+    The column 'cosine' (in JSON and CSV 'score') is that to the first image of the group, the one with
+    the smallest id. To keep the first of each group is to keep no near-duplicates.
     """
     from indistill.cli.duplicates import print_groups, render_groups
     from indistill.cli.hits import check_page, choose_format, write_page

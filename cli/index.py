@@ -144,8 +144,8 @@ def sync(
 ) -> None:
     """Make an index follow a folder, or another source: new, changed, moved, relabelled and gone images.
 
-    Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed. A gallery that
-    was renamed or mounted elsewhere is named with --moved.
+    Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed.
+    A gallery that was renamed, or is mounted elsewhere, is named with --moved.
     """
     from functools import partial
 
@@ -173,7 +173,7 @@ def remove(
     ids: Annotated[list[int] | None, typer.Option("--id", help="An id; repeatable.")] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Images whose files are not there any more.")] = False,
     where: Annotated[
-        str | None, typer.Option("--where", help="A condition, as \"label = 'dog' and size > 10000\".")
+        str | None, typer.Option("--where", help="A condition as of 'search': \"label = 'dog' or path like 'old/%'\".")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -188,14 +188,27 @@ def remove(
     print_changes(location, remove_items(location, selection), as_json=json)
 
 
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def delete() -> None:
+    """Say which command is meant."""
+    from indistill.errors import InputError
+
+    raise InputError(
+        "there is no 'index delete': 'index remove' takes images out of an index; to be rid of all of it, delete its "
+        "folder"
+    )
+
+
 @app.command()
 def info(index: IndexArgument, json: JsonOption = False) -> None:
     """Print what an index is: images, dimension, type, model."""
-    from indistill.cli.index_output import print_index
+    from indistill.cli.index_output import print_index, print_outside
     from indistill.retrieval.opening import describe_index, locate_index
 
     location = locate_index(index)
     print_index(location, describe_index(location), as_json=json)
+    if not json:
+        print_outside(location)
 
 
 @app.command()

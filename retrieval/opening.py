@@ -104,6 +104,29 @@ def describe_index(location: Location) -> "Manifest":
     return read_manifest(location)
 
 
+def count_outside(location: Location) -> int:
+    """Returns how many images of an index lie outside its gallery, with absolute paths.
+
+    Raises:
+        IndexFolderError: it is no index, is damaged, or cannot be reached.
+    """
+    from indistill.retrieval.catalogue import Catalogue
+    from indistill.retrieval.store import CATALOGUE, name_generation, read_generation
+    from indistill.retrieval.where import parse_where
+
+    outside = parse_where("path >= '/' and path < '0'")  # begins with a slash; Milvus has no such `like`
+    if isinstance(location, MilvusLocation):
+        with open_index(location) as index:
+            return len(index.find_ids(outside))
+
+    def count(manifest: "Manifest") -> int:
+        with Catalogue(name_generation(location, manifest.generation) / CATALOGUE) as catalogue:
+            ((found,),) = catalogue.select(f"SELECT COUNT(*) FROM items WHERE {outside.sql}", outside.values)
+            return int(found)
+
+    return read_generation(location, count)
+
+
 @contextmanager
 def change_index(location: Location) -> Iterator["SearchIndex"]:
     """Yields an index that no other process of this machine changes meanwhile.

@@ -64,6 +64,22 @@ def test_images_are_added_and_removed(own: Places) -> None:
     assert "whole" in succeed(*fill("index verify {living}", own)).out
 
 
+def test_info_tells_of_images_outside_the_gallery(own: Places) -> None:
+    assert "outside" not in succeed(*fill("index info {living}", own)).out
+    write_digits(own["here"] / "extra", 8, 2)
+    succeed(*fill("index add {living} {here}/extra", own))
+    lines = succeed(*fill("index info {living}", own)).out.splitlines()
+    assert lines[-1] == "outside 10 images lie outside the gallery: 'index sync' leaves them alone"
+    assert "outside" not in json.loads(succeed(*fill("index info {living} --json", own)).out)
+
+
+def test_delete_is_answered_by_remove(own: Places) -> None:
+    before = snapshot(own["living"])
+    for line in ("index delete", "index delete {living} --id 3"):
+        assert_refused(run_cli(*fill(line, own)), "there is no 'index delete': 'index remove' takes images out")
+    assert snapshot(own["living"]) == before
+
+
 def test_a_damaged_index_is_found_and_mended(own: Places) -> None:
     (file,) = own["living"].rglob("index.faiss")
     file.write_bytes(file.read_bytes()[:-1] + b"\1")

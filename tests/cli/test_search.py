@@ -195,7 +195,11 @@ def test_the_page_shows_an_image_that_is_gone_as_missing(places: Places, copy: C
     gallery = copy("gallery")
     succeed("index", "build", gallery, "--model", places["model"], "--out", places["here"] / "index")
     shutil.rmtree(gallery)
-    succeed("search", places["here"] / "index", places["query"], "-k", 3, "--html", places["out"])
+    result = succeed("search", places["here"] / "index", places["query"], "-k", 3, "--html", places["out"])
+    assert result.err == (
+        f"wrote {places['out']}\nwarning: 3 of the 4 images of the page are not shown: their files are not there, or "
+        "cannot be read\n"
+    )
     page = Page(places["out"].read_text(encoding="utf-8"))
     assert len(page.references) == 1
     assert [text for text in page.text if text == "no image"] == ["no image"] * 3

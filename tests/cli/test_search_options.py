@@ -308,6 +308,16 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -
         SearchOptions(**options)
 
 
+def test_a_search_that_finds_nothing_says_so(workspace: Places) -> None:
+    line = ("search", workspace["index"], workspace["query"], workspace["query"], "-k", 2)
+    impossible = "no image of the index meets the condition of --where\n"
+    for form in ("table", "json", "paths"):
+        assert succeed(*line, "--where", "path like '*one*'", "--format", form).err == impossible
+        assert succeed(*line, "--where", "path like '%one%'", "--format", form).err == ""
+    none = f"{workspace['query']}: no hits\n"
+    assert succeed(*line, "--threshold", 1, "--where", "label = 'one'").err == 2 * none
+
+
 def test_dedupe_lists_planted_copies_and_no_others(places: Places, index_of_copies: Path) -> None:
     result = succeed("dedupe", index_of_copies, "--threshold", 0.9999, "--json")
     (group,) = json.loads(result.out)["groups"]
