@@ -77,10 +77,11 @@ class Task:
         Reference: Bestgen 2015, "Exact Expected Average Precision of the Random Baseline for System Evaluation".
         """
         relevant = self.count_relevant()
-        count = np.count_nonzero(self.gallery_labels != JUNK) - (self.own is not None)
+        count = int(np.count_nonzero(self.gallery_labels != JUNK)) - (self.own is not None)
         harmonic = np.sum(1 / np.arange(1, count + 1))
         expected = (harmonic + (relevant - 1) * (count - harmonic) / max(count - 1, 1)) / count
-        return np.where(relevant > 0, expected, 0.0)
+        figures: Figures = np.where(relevant > 0, expected, 0.0)
+        return figures
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,18 @@ def test_a_query_whose_name_is_not_utf8_is_no_failure_of_ours(places: Places, op
 UNLABELLED = {
     "train": (TRAIN.replace("{gallery}", "{loose}"), "no classes; train needs a sub-folder"),
     "train, one class": (TRAIN.replace("{gallery}", "{gallery}/one"), "no classes; train needs a sub-folder"),
-    "evaluate an index": ("evaluate {index} --queries {loose}", "no classes; evaluate needs a sub-folder"),
-    "evaluate, queries": (EVALUATE.replace("{queries}", "{loose}"), "no classes; evaluate needs a sub-folder"),
-    "evaluate, gallery": (EVALUATE.replace("{gallery}", "{loose}"), "no classes; evaluate needs a sub-folder"),
+    "evaluate an index": (
+        "evaluate {index} --queries {loose}",
+        "no classes; evaluate without --ground-truth needs a sub-folder",
+    ),
+    "evaluate, queries": (
+        EVALUATE.replace("{queries}", "{loose}"),
+        "no classes; evaluate without --ground-truth needs a sub-folder",
+    ),
+    "evaluate, gallery": (
+        EVALUATE.replace("{gallery}", "{loose}"),
+        "no classes; evaluate without --ground-truth needs a sub-folder",
+    ),
     "evaluate, other classes": ("evaluate {index} --queries digits/test", "no query has a class of the gallery"),
 }
 
