@@ -15,8 +15,8 @@ from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
 from indistill.progress import show_progress
 from indistill.retrieval.evaluate import LabelledVectors
-from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.metrics import Vectors
+from indistill.retrieval.opening import SearchIndex, open_index, open_model
 
 BATCH_SIZE = 256
 
@@ -50,7 +50,7 @@ class Subject:
     queries: LabelledVectors
     gallery_images: ImageSet | None
     query_images: ImageSet | None
-    index: Index | None = None
+    index: SearchIndex | None = None
     ids: Sequence[int] = ()
 
 
@@ -73,7 +73,7 @@ def embed_by_index(folder: Path, queries: ImageSet | None, *, named: bool = Fals
     """
     session = open_model(folder) if queries is not None else None
     looked_for = _embed_by_session(session, queries) if session is not None and queries is not None else None
-    index = Index(folder)
+    index = open_index(folder)
     if session is not None and index.manifest.model_sha256 != session.sha256:
         raise IndexFolderError(f"the index {folder} was replaced during this evaluation; start it again")
     ids, vectors, labels = index.read_vectors()

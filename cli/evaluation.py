@@ -10,6 +10,7 @@ from indistill.cli.embedding import ModelChoice, Subject, embed_by_index, embed_
 from indistill.data.sets import ImageSet, open_images, require_labels
 from indistill.errors import InputError
 from indistill.progress import show_progress
+from indistill.retrieval.cluster.shards import SHARDS
 from indistill.retrieval.deployed import DEFAULT_DEPTH, DeployedFigures, Deployment, measure_deployed
 from indistill.retrieval.evaluate import METRICS, Protocol, count_empty_as_zero, list_empty, make_task
 from indistill.retrieval.ground_truth import JUDGED_KS, Judgement, locate_judgements, read_ground_truth
@@ -142,8 +143,8 @@ def run_evaluation(evaluated: Evaluated, conduct: Conduct) -> list[Measurement]:
 
 
 def is_index(name: str) -> bool:
-    """Returns whether a name is that of an index folder."""
-    return (Path(name) / CURRENT).is_file()
+    """Returns whether a name is that of an index folder, or of a folder of shards."""
+    return any((Path(name) / file).is_file() for file in (CURRENT, SHARDS))
 
 
 def are_paired(first: Measurement, second: Measurement) -> bool:

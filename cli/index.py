@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from indistill.cli.cluster import AddressOption, EmbeddingsOption, EngineOption, ShardsOption
 from indistill.cli.index_type import FactoryOption, LatencyOption, MemoryOption, RecallOption, make_chooser
 from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, OverwriteOption
 
@@ -23,26 +24,33 @@ def build(
     max_latency: LatencyOption = None,
     factory: FactoryOption = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads that decode images.", show_default="one a core")
+        int | None,
+        typer.Option("--workers", min=1, help="Threads that decode, or processes of Ray.", show_default="one a core"),
     ] = None,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    shards: ShardsOption = None,
+    embeddings: EmbeddingsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Embed a gallery of images and write an index of it, complete or not at all.
 
     Small galleries are searched exactly; for larger ones the type of index is the one that reaches --recall with the
     least work, measured on images that are held out. A build that was cut off goes on when the command is given again.
+    With --engine ray the machines of a cluster do the work; see docs/ray.md.
     """
+    from indistill.cli.cluster import choose_builder
     from indistill.cli.index_output import print_index
     from indistill.cli.inputs import report_skipped
     from indistill.data.sets import open_images
     from indistill.export.session import EmbeddingSession
     from indistill.progress import show_progress
-    from indistill.retrieval.build import BuildOptions, build_index, check_index_output
+    from indistill.retrieval.build import BuildOptions
 
-    check_index_output(out, overwrite=overwrite)
+    build_index = choose_builder(out, engine, address, shards, embeddings, overwrite=overwrite)
     choose = make_chooser(recall, max_memory, max_latency, factory)
     session = EmbeddingSession(model)
     gallery = open_images(images, root=data_root, download=download)

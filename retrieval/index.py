@@ -1,6 +1,6 @@
 """An index opened for reading: FAISS index, catalogue, stored embeddings and model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.images import ImageSource
 from indistill.retrieval.catalogue import Catalogue, CatalogueItem
+from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
 from indistill.retrieval.segments import Ids, Segments
 from indistill.retrieval.store import (
     AGAIN,
@@ -20,6 +21,7 @@ from indistill.retrieval.store import (
     FAISS,
     MANIFEST,
     MODEL,
+    Manifest,
     name_generation,
     read_current,
     read_manifest,
@@ -29,9 +31,7 @@ from indistill.retrieval.types import can_filter, read_faiss, search_faiss, set_
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where
 
-NOTHING = -1  # the id where there is no hit
 EXACT_SHARE = 20  # a twentieth of the images or fewer are scored one by one, instead of searched with a filter
-BLOCK = 65_536  # vectors in memory at once
 ATTEMPTS = 5
 
 
@@ -44,6 +44,27 @@ class Hit:
     path: str
     label: str | None
     score: float
+
+
+def make_hits(
+    scores: Embeddings, ids: Ids, items: Mapping[int, CatalogueItem], threshold: float | None
+) -> list[list[Hit]]:
+    """Returns the hits of each query that reach a threshold.
+
+    Args:
+        scores: (Q, k), falling.
+        ids: (Q, k), -1 for none.
+        items: by id, all of `ids`.
+        threshold: the least score; None for any.
+    """
+    return [
+        [
+            Hit(rank, i, items[i].path, items[i].label, score)
+            for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
+            if i != NOTHING and (threshold is None or score >= threshold)
+        ]
+        for row_ids, row_scores in zip(ids, scores, strict=True)
+    ]
 
 
 def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
@@ -69,6 +90,11 @@ def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> Emb
             f"{expected[:12]}...): leave --model out, or build an index with this model"
         )
     return EmbeddingSession(path, threads)
+
+
+def is_few(count: int, manifest: Manifest) -> bool:
+    """Returns whether so many images of an index are scored one by one, instead of searched with a filter."""
+    return count <= manifest.items // EXACT_SHARE or not can_filter(manifest.factory)
 
 
 class Index:
@@ -156,7 +182,8 @@ class Index:
         among = None if where is None else self.find_ids(where)
         if rerank:
             _, candidates = self.search_vectors(vectors, max(k, rerank), among)
-            scores, ids = self._score(np.asarray(vectors, dtype=np.float32), candidates, k)
+            vectors = np.asarray(vectors, dtype=np.float32)
+            scores, ids = score_candidates(vectors, candidates, k, self._segments.find)
         else:
             scores, ids = self.search_vectors(vectors, k, among)
         found = set(ids.ravel().tolist()) - {NOTHING}
@@ -164,14 +191,7 @@ class Index:
         if len(items) < len(found):
             missing = min(found - set(items))
             raise IndexFolderError(f"the index {self.folder} is damaged: id {missing} is not in its catalogue")
-        return [
-            [
-                Hit(rank, i, items[i].path, items[i].label, score)
-                for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
-                if i != NOTHING and (threshold is None or score >= threshold)
-            ]
-            for row_ids, row_scores in zip(ids, scores, strict=True)
-        ]
+        return make_hits(scores, ids, items, threshold)
 
     def embed(self, images: Sequence[ImageSource]) -> Embeddings:
         """Returns the vectors (N, D) of images, by the index's model, which is opened once."""
@@ -181,7 +201,9 @@ class Index:
             raise IndexFolderError(f"the index {self.folder} was built anew with another model; open it again")
         return self._session.embed_images(images)
 
-    def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]:
+    def search_vectors(
+        self, queries: Embeddings, k: int, among: Ids | None = None, *, exact: bool | None = None
+    ) -> tuple[Embeddings, Ids]:
         """Returns the scores (Q, k) and the ids (Q, k) of the nearest images, as the index finds them.
 
         Sorted by falling score, then rising id; where fewer are found, the score is minus infinity and the id -1.
@@ -190,20 +212,20 @@ class Index:
             queries: unit vectors (Q, D).
             k: as many columns, or as there are images to search among.
             among: the ids to search among; all where it is left out.
+            exact: whether these are scored one by one by their stored vectors; default where `is_few` says so.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         total = self.manifest.items if among is None else len(among)
         k = min(k, total)
         if not k or not len(queries):
             return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
-        some = among is not None and (
-            total <= self.manifest.items // EXACT_SHARE or not can_filter(self.manifest.factory)
-        )
+        some = among is not None and (is_few(total, self.manifest) if exact is None else exact)
         if not some:
             scores, ids = self._search_ordered(queries, k, total, among)
             if among is None or (ids != NOTHING).all():
                 return scores, ids
-        return self._score(queries, np.broadcast_to(np.asarray(among), (len(queries), total)), k)
+        candidates = np.broadcast_to(np.asarray(among), (len(queries), total))
+        return score_candidates(queries, candidates, k, self._segments.find)
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that the index does not have are left out."""
@@ -233,20 +255,6 @@ class Index:
             )
         return ids, self._segments.find(ids), [label for _, label in labels]
 
-    def _score(self, queries: Embeddings, candidates: Ids, k: int) -> tuple[Embeddings, Ids]:
-        """Returns the k best of the candidates (Q, C) of each query, by their stored vectors."""
-        wanted = np.unique(candidates[candidates != NOTHING])
-        scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
-        for start in range(0, len(wanted), BLOCK):
-            block = wanted[start : start + BLOCK]
-            vectors = self._segments.find(block)
-            products = queries @ vectors.T
-            places = np.minimum(np.searchsorted(block, candidates), len(block) - 1)
-            here = block[places] == candidates
-            rows = np.broadcast_to(np.arange(len(queries))[:, np.newaxis], candidates.shape)
-            scores[here] = products[rows[here], places[here]]
-        return _sort_hits(scores, candidates, k)
-
     def _search_ordered(self, queries: Embeddings, k: int, total: int, among: Ids | None) -> tuple[Embeddings, Ids]:
         """FAISS breaks ties as it likes, also at the last place: fetch on until the tie there ends, then sort."""
         fetched = min(total, k + 1)
@@ -260,9 +268,4 @@ class Index:
                 fetched = min(total, 2 * fetched)
         finally:
             faiss.omp_set_num_threads(before)  # torch may share this setting, in the same process
-        return _sort_hits(scores, ids, k)
-
-
-def _sort_hits(scores: Embeddings, ids: Ids, k: int) -> tuple[Embeddings, Ids]:
-    order = np.lexsort((ids, -scores))[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        return sort_hits(scores, ids, k)

@@ -16,7 +16,8 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.images import ImageSource, read_pixels
 from indistill.preprocess import PixelArray
-from indistill.retrieval.index import Hit, Index, open_model
+from indistill.retrieval.index import Hit
+from indistill.retrieval.opening import SearchIndex, open_index, open_model
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where
@@ -95,7 +96,7 @@ def search_images(
     session = open_model(folder, model, threads) if images else None
     vectors = _embed_images(images, session) if session is not None else None
     asked: list[Asked] = [tuple(queries)] if options.combine else list(queries)
-    with Index(folder, threads) as index:
+    with open_index(folder, threads) as index:
         if session is not None and index.manifest.model_sha256 != session.sha256:
             raise IndexFolderError(f"the index {folder} was replaced during this search; search again")
         paths = _find_paths(index, [query for query in queries if isinstance(query, int)])
@@ -170,8 +171,8 @@ def _embed_images(images: Sequence[ImageSource], session: EmbeddingSession) -> E
     return np.concatenate(vectors)
 
 
-def _find_paths(index: Index, ids: Sequence[int]) -> dict[int, str]:
-    items = index.catalogue.find_items(ids)
+def _find_paths(index: SearchIndex, ids: Sequence[int]) -> dict[int, str]:
+    items = index.find_items(ids)
     unknown = set(ids) - set(items)
     if unknown:
         raise InputError(
@@ -181,7 +182,7 @@ def _find_paths(index: Index, ids: Sequence[int]) -> dict[int, str]:
     return {i: item.path for i, item in items.items()}
 
 
-def _gather_vectors(index: Index, queries: Sequence[Query], embedded: Embeddings | None) -> Embeddings:
+def _gather_vectors(index: SearchIndex, queries: Sequence[Query], embedded: Embeddings | None) -> Embeddings:
     """Returns a vector for each query (Q, D): of the images those embedded, in their order, of ids those stored."""
     vectors = np.empty((len(queries), index.manifest.dimension), dtype=np.float32)
     by_id = np.array([isinstance(query, int) for query in queries])
@@ -203,7 +204,7 @@ def _combine(vectors: Embeddings) -> Embeddings:
 
 
 def _search(
-    index: Index, vectors: Embeddings, k: int, options: SearchOptions, excluded: list[_Excluded] | None
+    index: SearchIndex, vectors: Embeddings, k: int, options: SearchOptions, excluded: list[_Excluded] | None
 ) -> list[list[Hit]]:
     """Returns k hits for each vector that are not excluded: as many more are fetched as need be."""
     wanted = k if excluded is None else k + max(len(part.ids) + len(part.contents) for part in excluded)
@@ -217,7 +218,7 @@ def _search(
         wanted *= 2  # a query's content is in the index many times
 
 
-def _drop(index: Index, found: list[list[Hit]], excluded: list[_Excluded]) -> list[list[Hit]]:
+def _drop(index: SearchIndex, found: list[list[Hit]], excluded: list[_Excluded]) -> list[list[Hit]]:
     by_content = any(part.contents for part in excluded)
     items = index.find_items(sorted({hit.id for hits in found for hit in hits})) if by_content else {}
     return [

@@ -10,6 +10,7 @@ generations/00000001/
     skipped.jsonl               files that the last change passed over, with the reason
 lock                            held by the process that writes
 pending.vectors                 embeddings of a change that was cut off; see journal.py
+pending.chunks/                 embeddings of a build on a cluster that was cut off; see cluster/chunks.py
 
 A generation is never changed once it is in force. The one before it stays until the next change, for those who have it
 open; a process that is killed leaves the old generation in force, or the new one.
@@ -34,6 +35,7 @@ from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 
 CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
+PENDING_CHUNKS = "pending.chunks"
 MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "manifest.json",
     "index.faiss",
@@ -92,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     number = read_current(folder)
     if number is None:
-        if (folder / PENDING).is_file():
+        if (folder / PENDING).is_file() or (folder / PENDING_CHUNKS).is_dir():
             raise IndexFolderError(
                 f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
             )
@@ -256,7 +258,7 @@ def discard_unfinished(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not (folder / CURRENT).exists() and not (folder / PENDING).exists():
+        if not any((folder / name).exists() for name in (CURRENT, PENDING, PENDING_CHUNKS)):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -1,0 +1,40 @@
+"""Scores of candidates by their stored vectors, and the order of hits. Needs no torch."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from indistill.export.session import Embeddings
+from indistill.retrieval.segments import Ids
+
+NOTHING = -1  # the id where there is no hit
+BLOCK = 65_536  # vectors in memory at once
+
+
+def score_candidates(
+    queries: Embeddings, candidates: Ids, k: int, find_vectors: Callable[[Ids], Embeddings]
+) -> tuple[Embeddings, Ids]:
+    """Returns the scores (Q, k) and ids (Q, k) of the k best candidates of each query, by their stored vectors.
+
+    Args:
+        queries: unit vectors (Q, D).
+        candidates: ids (Q, C), -1 for none.
+        k: at most C.
+        find_vectors: gives the vectors (N, D) of ids (N,), which ascend.
+    """
+    wanted = np.unique(candidates[candidates != NOTHING])
+    scores = np.full(candidates.shape, -np.inf, dtype=np.float32)
+    for start in range(0, len(wanted), BLOCK):
+        block = wanted[start : start + BLOCK]
+        products = queries @ find_vectors(block).T
+        places = np.minimum(np.searchsorted(block, candidates), len(block) - 1)
+        here = block[places] == candidates
+        rows = np.broadcast_to(np.arange(len(queries))[:, np.newaxis], candidates.shape)
+        scores[here] = products[rows[here], places[here]]
+    return sort_hits(scores, candidates, k)
+
+
+def sort_hits(scores: Embeddings, ids: Ids, k: int) -> tuple[Embeddings, Ids]:
+    """Returns the k best columns of each row: by falling score, then rising id."""
+    order = np.lexsort((ids, -scores))[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
