@@ -10,14 +10,13 @@ from indistill.cli.embedding import ModelChoice, Subject, embed_by_index, embed_
 from indistill.data.sets import ImageSet, open_images, require_labels
 from indistill.errors import InputError
 from indistill.progress import show_progress
-from indistill.retrieval.cluster.shards import SHARDS
 from indistill.retrieval.deployed import DEFAULT_DEPTH, DeployedFigures, Deployment, measure_deployed
 from indistill.retrieval.evaluate import METRICS, Protocol, count_empty_as_zero, list_empty, make_task
 from indistill.retrieval.ground_truth import JUDGED_KS, Judgement, locate_judgements, read_ground_truth
 from indistill.retrieval.judged import make_judged_task, measure_judged_deployed, measure_judged_exactly, settle_empty
 from indistill.retrieval.metrics import DEFAULT_KS, Metric, QueryFigures, Task, measure_queries
 from indistill.retrieval.ranks import Ranks
-from indistill.retrieval.store import CURRENT
+from indistill.retrieval.store import CURRENT, SHARDS
 
 
 @dataclass(frozen=True)

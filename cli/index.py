@@ -122,9 +122,9 @@ def remove(
 def info(index: IndexArgument, json: JsonOption = False) -> None:
     """Print what an index is: images, dimension, type, model."""
     from indistill.cli.index_output import print_index
-    from indistill.retrieval.store import read_manifest
+    from indistill.retrieval.opening import describe_index
 
-    print_index(index, read_manifest(index), as_json=json)
+    print_index(index, describe_index(index), as_json=json)
 
 
 @app.command()
@@ -132,11 +132,10 @@ def verify(index: IndexArgument, json: JsonOption = False) -> None:
     """Read every byte of an index and compare it with what was written; exit code 2 if anything differs."""
     from indistill.cli.index_output import print_verification
     from indistill.progress import show_progress
-    from indistill.retrieval.store import read_manifest
-    from indistill.retrieval.upkeep import verify_index
+    from indistill.retrieval.opening import describe_index, verify_any
 
-    with show_progress("reading", len(read_manifest(index).files), "files") as advance:
-        found = verify_index(index, advance)
+    with show_progress("reading", len(describe_index(index).files), "files") as advance:
+        found = verify_any(index, advance)
     print_verification(index, found, as_json=json)
 
 

@@ -20,7 +20,7 @@ from indistill.retrieval.embed import embed_files
 from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.journal import Journal, open_journal
 from indistill.retrieval.sources import Source, find_sources, name_item
-from indistill.retrieval.store import PENDING, lock_index
+from indistill.retrieval.store import PENDING, lock_index, refuse_shard
 from indistill.retrieval.where import parse_where
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -80,8 +80,9 @@ def sync_folder(folder: Path, images: str | None = None, show: Progress = _show_
     Raises:
         DataError: the folder holds no images, perhaps because it is not mounted.
         IndexFolderError: the index cannot be used, or another process changes it.
-        InputError: it cannot be written, or `images` is no folder.
+        InputError: it cannot be written, is a shard, or `images` is no folder.
     """
+    refuse_shard(folder)
     with lock_index(folder), Index(folder) as index:
         name = images or index.manifest.root
         if not Path(name).is_dir():

@@ -36,6 +36,7 @@ from indistill.images import SkippedImage
 
 CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
 PENDING_CHUNKS = "pending.chunks"
+SHARDS = "shards.json"  # of a folder of indexes; see cluster/shards.py
 MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "manifest.json",
     "index.faiss",
@@ -98,6 +99,11 @@ def read_manifest(folder: Path) -> Manifest:
             raise IndexFolderError(
                 f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
             )
+        if (folder / SHARDS).is_file():
+            raise IndexFolderError(
+                f"{folder} is a folder of shards, which 'search', 'evaluate', 'index info' and 'index verify' take: "
+                "name one of its indexes, or another"
+            )
         raise IndexFolderError(
             f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
         )
@@ -122,6 +128,12 @@ def _check_names(manifest: Manifest) -> None:
     strange = [name for name in manifest.segments if not re.fullmatch(r"vectors-\d{8}\.npy", name)]
     if strange or set(manifest.files) != needed or not isinstance(manifest.root, str):
         raise ValueError(manifest.files)
+
+
+def refuse_shard(folder: Path) -> None:
+    """Raises InputError for a shard, which holds a part of its gallery."""
+    if (folder.resolve().parent.parent / SHARDS).is_file():
+        raise InputError(f"{folder} is a shard, and would take in the images of the others: build the shards again")
 
 
 def read_current(folder: Path) -> int | None:

@@ -23,10 +23,10 @@ from indistill.retrieval.cluster.chunks import Chunk, gather_chunks, plan_chunks
 from indistill.retrieval.cluster.embedding import Work, embed_chunks
 from indistill.retrieval.cluster.runtime import count_cpus, fetch, require_ray, start_ray
 from indistill.retrieval.cluster.sharded import add_up_manifests
-from indistill.retrieval.cluster.shards import SHARDS, list_shards, write_shards
+from indistill.retrieval.cluster.shards import list_shards, write_shards
 from indistill.retrieval.embed import EmbeddedImages
 from indistill.retrieval.segments import Ids
-from indistill.retrieval.store import LOCK, PENDING_CHUNKS, Manifest, discard_unfinished, lock_index
+from indistill.retrieval.store import LOCK, PENDING_CHUNKS, SHARDS, Manifest, discard_unfinished, lock_index
 from indistill.retrieval.types import FaissIndex, can_filter, find_ivf, train_faiss
 
 SAMPLE = 1_000_000  # vectors on which the type is chosen and trained, of galleries that have more

@@ -155,7 +155,8 @@ def add_up_manifests(folder: Path, manifests: Sequence[Manifest]) -> Manifest:
     if any((part.model_sha256, part.factory) != (first.model_sha256, first.factory) for part in manifests):
         raise IndexFolderError(f"the folder of shards {folder} is damaged: its shards are not of one build")
     items, skipped = (sum(getattr(part, name) for part in manifests) for name in ("items", "skipped"))
-    return replace(first, items=items, skipped=skipped, trained_on=items, segments=(), files={})
+    files = {f"{n:04d}/{name}": sha256 for n, part in enumerate(manifests) for name, sha256 in part.files.items()}
+    return replace(first, items=items, skipped=skipped, trained_on=items, segments=(), files=files)
 
 
 def _get_manifest(index: Index) -> Manifest:

@@ -20,8 +20,8 @@ from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError
 from indistill.retrieval.cluster.runtime import fetch, require_ray, start_ray
 from indistill.retrieval.index import Index
+from indistill.retrieval.store import SHARDS
 
-SHARDS = "shards.json"
 FORMAT = 1
 NAME = re.compile(r"shards-\d{8}/\d{4,}")
 Answer = TypeVar("Answer")
