@@ -71,8 +71,8 @@ def choose_builder(
     from indistill.retrieval.cluster.building import Spread, build_on_cluster, check_shards_output
     from indistill.retrieval.cluster.runtime import require_ray
 
-    require_ray()
     (check_index_output if shards is None else check_shards_output)(out, overwrite=overwrite)
+    require_ray()
     spread = Spread(address, shards, embeddings)
 
     def build(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from indistill.data.sets import ImageSet, open_images
@@ -115,6 +116,16 @@ def build(gallery: ImageSet, model: EmbeddingSession, out: Path, shards: int | N
     return build_on_cluster(gallery, model, out, options, spread, **given)[2]
 
 
+def wait_for_actors() -> None:
+    """Returns when an actor runs on each of the four CPUs, so that none comes too late for a share of the work."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        titles = [process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])]
+        if sum(title[0].startswith("ray::Embedder") for title in titles) == 4:
+            return
+        time.sleep(0.1)
+
+
 def read_nodes(folder: Path) -> list[str]:
     """Returns the node that embedded each chunk."""
     return [json.loads(path.read_text())["node"] for path in sorted(folder.glob("*.json"))]
@@ -141,7 +152,13 @@ def test_both_nodes_work_and_the_index_is_that_of_one_process(
 ) -> None:
     out, kept = tmp_path / "index", tmp_path / "kept"
     done: list[int] = []
-    work = build(gallery, small_model, out, embeddings=kept, on_progress=done.append)
+
+    def note(count: int) -> None:
+        if not done:
+            wait_for_actors()
+        done.append(count)
+
+    work = build(gallery, small_model, out, embeddings=kept, on_progress=note)
     assert (work.embedded, work.known, sum(done)) == (IMAGES, 0, IMAGES)
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     assert set(read_nodes(kept)) == alive == set(work.nodes)
@@ -275,6 +292,8 @@ def test_a_node_that_dies_in_the_middle_changes_nothing(
     killed: list[int] = []
 
     def kill(_: int) -> None:
+        if len(read_nodes(kept)) == 1:
+            wait_for_actors()
         if not killed and second in read_nodes(kept):
             killed.append(len(read_nodes(kept)))
             joined.kill_second()
