@@ -19,6 +19,7 @@ import numpy as np
 from indistill.data.huggingface import SavedSet
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, SampledSet
 from indistill.data.shards import ShardSet
+from indistill.data.urls import UrlSet
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
 from indistill.export.session import Embeddings
@@ -82,6 +83,8 @@ def cut_images(images: ImageSet, start: int, stop: int) -> ImageSet:
         return replace(images, folder=images.folder.resolve(), names=names, labels=labels)
     if isinstance(images, ShardSet):
         return replace(images, members=images.members[start:stop], names=names, labels=labels)
+    if isinstance(images, UrlSet):
+        return replace(images, modified=images.modified[start:stop], names=names, labels=labels)
     if isinstance(images, ArraySet):
         return replace(images, images=images.images[start:stop], names=names, labels=labels)
     if isinstance(images, SavedSet):

@@ -14,6 +14,7 @@ from typing import Any
 
 from indistill.data.sets import FolderSet, ImageSet, SampledSet
 from indistill.data.shards import ShardSet
+from indistill.data.urls import UrlSet
 from indistill.errors import DataError, IndistillError
 from indistill.export.session import EmbeddingSession
 from indistill.images import measure_file
@@ -22,6 +23,7 @@ from indistill.retrieval.cluster.runtime import count_cpus, fetch, require_ray
 from indistill.retrieval.embed import EmbeddedImages, ImageFile, embed_files
 
 ATTEMPTS = 3  # of a chunk whose process or node is lost
+FETCHERS = 16  # threads of an actor that wait for an object store; they take little of its CPU
 LOOK_S = 1.0  # how often nodes that have joined are looked for
 
 
@@ -68,7 +70,7 @@ class Embedder:
         _require_here(images)
         if stored is not None and _is_unchanged(images, stored, self._session):
             return None
-        return embed_files(images, self._session, workers=1)
+        return embed_files(images, self._session, workers=FETCHERS if isinstance(images, UrlSet) else 1)
 
 
 def embed_chunks(
@@ -171,6 +173,8 @@ def _is_unchanged(images: ImageSet, stored: EmbeddedImages, session: EmbeddingSe
 
 def _has_changed(images: ImageSet, position: int, file: ImageFile) -> bool:
     """Other sets than these do not change, or have no times."""
+    if isinstance(images, UrlSet):
+        return images.modified[position] != file.modified_ns
     try:
         if isinstance(images, FolderSet):
             found = measure_file(images.folder / file.name)

@@ -1,11 +1,16 @@
 """Ray itself: whether it is installed, joining a cluster or starting one, and its errors in our words."""
 
 import os
+import re
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from indistill.errors import IndistillError, InputError, describe_error
+from indistill.errors import IndistillError, InputError
+
+REACH_S = 5.0
 
 
 def require_ray() -> Any:  # noqa: ANN401 - a module
@@ -39,20 +44,39 @@ def start_ray(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    named = address or os.environ.get("RAY_ADDRESS")
+    place = f"Ray cluster at {named or 'this machine'}"
+    if named is not None and not _is_reached(named):
+        raise InputError(f"there is no {place}: start one by 'ray start --head', or mend --address or RAY_ADDRESS")
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        named = address or os.environ.get("RAY_ADDRESS") or "this machine"
+        with warnings.catch_warnings(action="ignore"):  # what it warns of is raised too
+            ray.init(named, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
         raise InputError(
-            f"there is no Ray cluster at {named} ({describe_error(error)}): start one by 'ray start --head', or leave "
-            "--address out"
+            f"there is no {place} that answers: start one by 'ray start --head', mend --address or RAY_ADDRESS, or if "
+            "it wants a token set RAY_AUTH_MODE=token"
         ) from error
+    except (RuntimeError, ValueError, ray.exceptions.RayError) as error:  # another version, or no address
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the {place} cannot be joined: {reason}") from error
     try:
         if not count_cpus():
             raise InputError("the Ray cluster has no CPU for our processes")
         yield
     finally:
         ray.shutdown()
+
+
+def _is_reached(address: str) -> bool:
+    """Returns whether something listens at `host:port`: Ray itself tries for minutes."""
+    found = re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address)
+    if found is None:
+        return True
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=REACH_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def count_cpus() -> int:

@@ -339,7 +339,7 @@ def test_a_build_that_is_killed_goes_on(
     assert "2,600 images" in result.out
 
 
-@pytest.mark.parametrize("spec", ["manifest", "tar"])
+@pytest.mark.parametrize("spec", ["manifest", "tar", "address"])
 def test_other_data_specs_give_what_one_process_does(
     joined: TwoNodes, gallery: ImageSet, small_model: EmbeddingSession, tmp_path: Path, spec: str
 ) -> None:
@@ -347,6 +347,8 @@ def test_other_data_specs_give_what_one_process_does(
     if spec == "manifest":
         path = tmp_path / "some.csv"
         path.write_text("path,label\n" + "".join(f"{Path(gallery.root) / name},{name[:3]}\n" for name in names))
+    elif spec == "address":
+        path = f"file://{gallery.root}"
     else:
         path = tmp_path / "tars"
         for number, part in enumerate((names[:20], names[20:])):
@@ -375,10 +377,10 @@ def test_images_that_a_node_does_not_have_are_refused(
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999"])
 def test_a_cluster_that_is_not_there_is_refused(
-    gallery: ImageSet, small_model: EmbeddingSession, tmp_path: Path
+    gallery: ImageSet, small_model: EmbeddingSession, tmp_path: Path, address: str
 ) -> None:
     arguments = ["index", "build", gallery.root, "-m", small_model.path, "-o", tmp_path / "index", "--engine", "ray"]
-    result = run_cli(*arguments, "--address", "nonsense")
-    assert_refused(result, "there is no Ray cluster at nonsense", "ray start --head")
+    assert_refused(run_cli(*arguments, "--address", address), "Ray cluster at " + address)
     assert not (tmp_path / "index").exists()
