@@ -170,25 +170,28 @@ def _encode(chunk: Chunk, images: ImageSet, embedded: EmbeddedImages) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    files, skipped, vectors = iter(embedded.files), iter(embedded.skipped), iter(embedded.vectors)
+    files, skipped = iter(embedded.files), iter(embedded.skipped)
     waiting = next(files, None)
     rows: list[dict[str, object]] = []
     for position, (name, label) in enumerate(zip(images.names, list_labels(images), strict=True), start=chunk.start):
-        row: dict[str, object] = {"position": position, "label": label}
         if waiting is not None and waiting.name == name:
-            row |= {"path": name, "sha256": waiting.sha256, "vector": next(vectors), "skipped": None}
-            row |= {"size_bytes": waiting.size_bytes, "modified_ns": waiting.modified_ns}
+            row = {"path": name, "sha256": waiting.sha256, "size_bytes": waiting.size_bytes}
+            row |= {"modified_ns": waiting.modified_ns, "skipped": None}
             waiting = next(files, None)
         else:
             passed = next(skipped)
-            row |= {"path": passed.name, "skipped": passed.reason}
-        rows.append(row)
-    dimension = embedded.vectors.shape[1]
+            row = {"path": passed.name, "skipped": passed.reason}
+        rows.append(row | {"position": position, "label": label})
     texts = [(name, pa.string()) for name in ("path", "sha256", "label", "skipped")]
     numbers = [(name, pa.int64()) for name in ("position", "size_bytes", "modified_ns")]
-    schema = pa.schema([*numbers, *texts, ("vector", pa.list_(pa.float32(), dimension))])
+    table = pa.Table.from_pylist(rows, pa.schema([*numbers, *texts]))
+    missing = np.array([row["skipped"] is not None for row in rows])
+    vectors = np.zeros((len(rows), embedded.vectors.shape[1]), dtype=np.float32)
+    vectors[~missing] = embedded.vectors
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1], mask=pa.array(missing))
+    table = table.append_column("vector", column)
     stream = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema), stream)
+    parquet.write_table(table, stream, use_dictionary=["label", "skipped"])  # vectors and hashes do not repeat
     return stream.getvalue()
 
 

@@ -153,7 +153,8 @@ def _require_here(images: ImageSet) -> None:
     """Raises DataError where images that lie in files are not on this machine: none of them could be read."""
     place = None
     if isinstance(images, FolderSet):
-        place = images.folder if not images.folder.is_dir() else None
+        here = images.folder.is_dir() or any((images.folder / name).is_file() for name in images.names)
+        place = None if here else images.folder
     elif isinstance(images, ShardSet):
         place = next((member.shard for member in images.members if not member.shard.is_file()), None)
     if place is not None:

@@ -111,7 +111,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, gallery: ImageSet, small_mod
 
 
 def build(gallery: ImageSet, model: EmbeddingSession, out: Path, shards: int | None = None, **given: Any) -> Work:
-    options = BuildOptions(lambda _: KIND, overwrite=out.exists())
+    options = BuildOptions(lambda _: KIND, given.pop("workers", 1), overwrite=out.exists())
     spread = Spread(None, shards, given.pop("embeddings", None), chunk_images=CHUNK, part_vectors=50)
     return build_on_cluster(gallery, model, out, options, spread, **given)[2]
 
@@ -158,7 +158,7 @@ def test_both_nodes_work_and_the_index_is_that_of_one_process(
             wait_for_actors()
         done.append(count)
 
-    work = build(gallery, small_model, out, embeddings=kept, on_progress=note)
+    work = build(gallery, small_model, out, workers=None, embeddings=kept, on_progress=note)
     assert (work.embedded, work.known, sum(done)) == (IMAGES, 0, IMAGES)
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     assert set(read_nodes(kept)) == alive == set(work.nodes)
@@ -205,9 +205,9 @@ def test_a_type_that_is_refused_leaves_the_embeddings_for_the_next_try(
     out = tmp_path / "index"
     spread = Spread(chunk_images=CHUNK, part_vectors=50)
     with pytest.raises(InputError, match="512 lists"):
-        build_on_cluster(gallery, small_model, out, BuildOptions(lambda _: IndexType("IVF512,Flat")), spread)
+        build_on_cluster(gallery, small_model, out, BuildOptions(lambda _: IndexType("IVF512,Flat"), 1), spread)
     assert_refused(run_cli("index", "info", out), "is not complete")
-    work = build_on_cluster(gallery, small_model, out, BuildOptions(lambda _: KIND), spread)[2]
+    work = build_on_cluster(gallery, small_model, out, BuildOptions(lambda _: KIND, 1), spread)[2]
     assert (work.embedded, work.known) == (0, IMAGES)
     assert_same(out, local)
 
@@ -231,7 +231,7 @@ def test_shards_are_searched_on_both_nodes_as_one_index(
         assert isinstance(index, ShardedIndex)
         assert isinstance(index._shards, RayShards)
         assert len(set(index._shards.list_nodes())) == 2
-    for options in ("-k 5 --exclude-self", "--id 7 --exclude-self", "--threshold 0.5 --rerank 20", "--id 1 --combine"):
+    for options in ("-k 5 --id 7 --exclude-self --rerank 20", "--id 1 --combine --threshold 0.5"):
         wanted, found = (
             json.loads(succeed("search", folder, query, *options.split(), "--json").out) for folder in (local, out)
         )
@@ -276,7 +276,7 @@ def test_shards_that_are_replaced_stay_until_the_new_ones_are_there(
             gallery,
             small_model,
             out,
-            BuildOptions(lambda _: IndexType("IVF512,Flat"), overwrite=True),
+            BuildOptions(lambda _: IndexType("IVF512,Flat"), 1, overwrite=True),
             Spread(shards=3, embeddings=tmp_path / "kept", chunk_images=CHUNK),
         )
     assert_same(out, local)
@@ -299,7 +299,7 @@ def test_a_node_that_dies_in_the_middle_changes_nothing(
             joined.kill_second()
 
     try:
-        work = build(gallery, small_model, tmp_path / "index", embeddings=kept, on_progress=kill)
+        work = build(gallery, small_model, tmp_path / "index", workers=None, embeddings=kept, on_progress=kill)
     finally:
         joined.renew_second()
     assert killed
@@ -357,7 +357,7 @@ def test_other_data_specs_give_what_one_process_does(
             write_shard(path / f"{number}.tar", files | labels)
     images = open_images(str(path))
     build_index(images, small_model, tmp_path / "local", BuildOptions())
-    build_on_cluster(images, small_model, tmp_path / "ray", BuildOptions(), Spread(chunk_images=CHUNK))
+    build_on_cluster(images, small_model, tmp_path / "ray", BuildOptions(workers=1), Spread(chunk_images=CHUNK))
     with Index(tmp_path / "local") as one, Index(tmp_path / "ray") as other:
         assert list(other.catalogue.list_items()) == list(one.catalogue.list_items())
         np.testing.assert_allclose(other.read_vectors()[1], one.read_vectors()[1], atol=1e-6)
