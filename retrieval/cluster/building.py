@@ -178,7 +178,7 @@ def _write(
     del sample
     if shards is None:
         embedded = source.gather()
-        part = IndexPart(make=partial(_add_in_tasks, empty, source.part_vectors))
+        part = IndexPart(make=partial(add_in_tasks, empty, source.part_vectors))
         return write_index(out, source.gallery, source.session, embedded, kind, part), skipped
     return _write_shards(source, out, kind, empty, [total * i // shards for i in range(shards + 1)]), skipped
 
@@ -199,7 +199,7 @@ def _write_shards(source: _Source, out: Path, kind: IndexType, empty: FaissIndex
         embedded = source.gather(start, stop)
         if number:
             embedded = EmbeddedImages(embedded.files, embedded.vectors, [])  # the first one keeps the list
-        make = partial(_add_in_tasks, empty, source.part_vectors)
+        make = partial(add_in_tasks, empty, source.part_vectors)
         part = IndexPart(start + 1, (number + 1) * NEXT_IDS, make)
         with lock_index(folder):
             manifests.append(write_index(folder, source.gallery, source.session, embedded, kind, part))
@@ -209,7 +209,7 @@ def _write_shards(source: _Source, out: Path, kind: IndexType, empty: FaissIndex
     return add_up_manifests(out, manifests)
 
 
-def _add_in_tasks(empty: FaissIndex, part_vectors: int, factory: str, vectors: Embeddings, ids: Ids) -> FaissIndex:
+def add_in_tasks(empty: FaissIndex, part_vectors: int, factory: str, vectors: Embeddings, ids: Ids) -> FaissIndex:
     """Returns a trained index with vectors (N, D) added, byte for byte as if one process had added them.
 
     Tasks find the lists of parts of the vectors, which are merged in their order. Types without lists have nothing to

@@ -84,6 +84,17 @@ def count_cpus() -> int:
     return int(require_ray().cluster_resources().get("CPU", 0))
 
 
+def list_places() -> list[Any]:
+    """Returns for each node that is alive the strategy that puts an actor there, or elsewhere once it is lost.
+
+    Ray's own SPREAD has put actors that declare no CPU on one node (2.49).
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node["NodeID"] for node in require_ray().nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return [NodeAffinitySchedulingStrategy(node, soft=True) for node in sorted(nodes)]
+
+
 def fetch(references: Any) -> Any:  # noqa: ANN401 - what Ray gives
     """Returns what tasks have made.
 

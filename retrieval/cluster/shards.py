@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError
-from indistill.retrieval.cluster.runtime import fetch, require_ray, start_ray
+from indistill.retrieval.cluster.runtime import fetch, list_places, require_ray, start_ray
 from indistill.retrieval.index import Index
 from indistill.retrieval.store import SHARDS
 
@@ -84,7 +85,7 @@ class LocalShards:
 
 
 class RayShards:
-    """Shards opened by an actor each, which Ray spreads over its nodes; each node must have all the folders.
+    """Shards opened by an actor each, on the nodes in turn; each node must have all the folders.
 
     An actor declares no CPU, for it waits most of its time: with one declared, more shards than CPUs would never open.
     One whose node is lost starts again on another.
@@ -95,7 +96,8 @@ class RayShards:
             stack.enter_context(start_ray())
             make = require_ray().remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ShardActor)
             self._actors = [
-                make.options(scheduling_strategy="SPREAD").remote(folder.resolve(), threads) for folder in folders
+                make.options(scheduling_strategy=place).remote(folder.resolve(), threads)
+                for folder, place in zip(folders, cycle(list_places()), strict=False)
             ]
             self._stack = stack.pop_all()
 
