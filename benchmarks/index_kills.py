@@ -28,8 +28,9 @@ from indistill.errors import IndistillError
 from indistill.export.session import EmbeddingSession
 from indistill.progress import show_progress
 from indistill.retrieval.build import BuildOptions, build_index
-from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
+from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
+from indistill.retrieval.selection import Selection
 from indistill.retrieval.upkeep import compact_index, verify_index
 
 COMMANDS = ("build", "add", "remove", "sync", "compact")

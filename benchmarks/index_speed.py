@@ -45,7 +45,7 @@ ROUNDS = 5
 
 def write_large_index(folder: Path, vectors: Embeddings, model: EmbeddingSession, root: Path) -> None:
     folder.mkdir()
-    with lock_index(folder), draft_generation(folder) as draft:
+    with lock_index(folder, create=True), draft_generation(folder) as draft:
         shutil.copyfile(model.path, draft / MODEL)
         write_skipped(draft / SKIPPED, [])
         with edit_catalogue(draft / CATALOGUE) as catalogue:
@@ -56,7 +56,7 @@ def write_large_index(folder: Path, vectors: Embeddings, model: EmbeddingSession
         manifest = Manifest(
             len(ids),
             vectors.shape[1],
-            "IDMap2,Flat",
+            "IDMap,Flat",
             "inner_product",
             model.sha256,
             0,

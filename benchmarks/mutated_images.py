@@ -1,10 +1,11 @@
-"""Damaged images through `embed_files`: every file is embedded or skipped, none ends the process or holds it up.
+"""Damaged images: every file is embedded or skipped with a reason, none ends the process or holds it up.
 
-    python -m benchmarks.mutated_images [--count 10000] [--seed 0] [--keep FOLDER]
+    python -m benchmarks.mutated_images [--count 10000] [--seed 0] [--keep FOLDER] [--build] [--photos FOLDER]
 
-Small images of every format and many modes are changed: bytes and bits flipped, cut off, spliced with one another,
-stretches removed, repeated or zeroed. They are embedded in blocks of 500 files, each block in a process of its own, so
-that a crash is one too; a block that fails is kept in a folder.
+Small images of every format and many modes, or the images of a folder, are changed: bytes and bits flipped, cut off,
+spliced with one another, stretches removed, repeated or zeroed. They go through `embed_files` in blocks of 500 files,
+each block in a process of its own, so that a crash is one too, and each file is embedded alone as well. With --build
+all go through one `indistill index build`, as a user gives it. What fails is kept in a folder.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,20 +27,24 @@ from PIL import Image
 from indistill.data.sets import open_folder
 from indistill.errors import DataError
 from indistill.export.session import Embeddings, EmbeddingSession
+from indistill.images import list_images
 from indistill.retrieval.embed import embed_files
+from indistill.retrieval.index import Index
+from indistill.retrieval.store import SKIPPED, name_generation, read_manifest
+from indistill.retrieval.upkeep import verify_index
 
-BLOCK, BLOCK_LIMIT_S = 500, 600
+BLOCK, BLOCK_LIMIT_S, BUILD_LIMIT_S = 500, 600, 3600
 HEADER_BYTES = 64  # a sixth of the changes fall in here, where sizes and formats stand
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a block of files: numbers, the reasons without their details, and the slowest file in seconds."""
+    """What became of files: numbers, the reasons without their details, the slowest in seconds where each is timed."""
 
     embedded: int
     skipped: int
     reasons: dict[str, int]
-    slowest_s: float
+    slowest_s: float | None
 
 
 def make_originals() -> list[tuple[str, bytes]]:
@@ -81,9 +86,16 @@ def make_originals() -> list[tuple[str, bytes]]:
     return originals
 
 
-def mutate_images(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yields suffix and content of changed images, the same for the same seed."""
-    rng, originals = np.random.default_rng(seed), make_originals()
+def read_originals(folder: Path) -> list[tuple[str, bytes]]:
+    """Returns suffix and content of the images of a folder."""
+    return [(path.suffix.removeprefix("."), path.read_bytes()) for path in list_images(folder)]
+
+
+def mutate_images(
+    count: int, seed: int, originals: Sequence[tuple[str, bytes]] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yields suffix and content of changed images, the same for the same seed; default of those of `make_originals`."""
+    rng, originals = np.random.default_rng(seed), originals or make_originals()
     for _ in range(count):
         suffix, content = originals[rng.integers(len(originals))]
         changed = bytearray(content)
@@ -119,10 +131,10 @@ def _change(content: bytearray, other: bytes, rng: np.random.Generator) -> bytea
     return content
 
 
-def write_images(folder: Path, count: int, seed: int) -> None:
+def write_images(folder: Path, count: int, seed: int, originals: Sequence[tuple[str, bytes]] | None = None) -> None:
     """Writes changed images into a folder."""
     folder.mkdir()
-    for number, (suffix, content) in enumerate(mutate_images(count, seed)):
+    for number, (suffix, content) in enumerate(mutate_images(count, seed, originals)):
         (folder / f"{number:05d}.{suffix}").write_bytes(content)
 
 
@@ -149,8 +161,41 @@ def check_images(folder: Path, session: EmbeddingSession) -> Outcome:
             assert np.allclose(vector, rows[name], atol=1e-5), name
             assert abs(np.linalg.norm(vector) - 1) < 1e-4, name
         slowest_s = max(slowest_s, perf_counter() - started)
-    reasons = Counter(reason.partition("(")[0].strip().lstrip("0123456789,x ") for reason in skipped.values())
-    return Outcome(len(rows), len(skipped), dict(reasons), slowest_s)
+    return Outcome(len(rows), len(skipped), _count_reasons(skipped.values()), slowest_s)
+
+
+def check_build(folder: Path, model: Path, index: Path, limit_s: float = BUILD_LIMIT_S) -> Outcome:
+    """Returns what became of the images of a folder in `indistill index build`, a process of its own.
+
+    Raises:
+        AssertionError: it did not end well, or in time, or the index is damaged; an image is missing, or is both in the
+            catalogue and skipped, or is skipped without a reason.
+    """
+    command = [sys.executable, "-m", "indistill.cli.main", "index", "build", str(folder), "-m", str(model)]
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(index), "--json"], capture_output=True, text=True, timeout=limit_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"not done after {limit_s:g} s") from error
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr.strip()[-300:]}"
+    assert "Traceback" not in done.stderr, done.stderr
+    assert verify_index(index).problems == ()
+    manifest = read_manifest(index)
+    with Index(index) as opened:
+        indexed = [item.path for item in opened.catalogue.list_items()]
+    lines = (name_generation(index, manifest.generation) / SKIPPED).read_text(encoding="utf-8").splitlines()
+    skipped = {line["name"]: line["reason"] for line in map(json.loads, lines)}
+    files = sorted(path.name for path in folder.iterdir())
+    assert sorted([*indexed, *skipped]) == files
+    assert len(lines) == len(skipped) == manifest.skipped
+    assert len(indexed) == manifest.items
+    assert all(reason.strip() and "\n" not in reason for reason in skipped.values())
+    return Outcome(len(indexed), len(skipped), _count_reasons(skipped.values()), None)
+
+
+def _count_reasons(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(reason.partition("(")[0].strip().lstrip("0123456789,x ") for reason in reasons))
 
 
 def _embed_alone(path: Path, session: EmbeddingSession) -> tuple[Embeddings | None, str]:
@@ -191,9 +236,49 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=10_000, help="how many images (10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the changes (0)")
     parser.add_argument("--keep", type=Path, default=Path("mutated"), help="where failing blocks are kept (mutated)")
+    parser.add_argument("--build", action="store_true", help="through one 'indistill index build'")
+    parser.add_argument("--photos", type=Path, help="a folder whose images are changed in place of small ones")
     parser.add_argument("--block", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def run_blocks(options: argparse.Namespace, scratch: Path, model: Path) -> tuple[list[Outcome], int]:
+    """Returns what became of each block that ended well, and how many did not."""
+    outcomes: list[Outcome] = []
+    failed = 0
+    originals = options.photos and read_originals(options.photos)
+    for number, start in enumerate(range(0, options.count, BLOCK)):
+        folder = scratch / f"block-{number:04d}"
+        write_images(folder, min(BLOCK, options.count - start), options.seed + number, originals)
+        outcome = run_block(folder, model)
+        if isinstance(outcome, str):
+            failed += 1
+            keep_images(folder, options.keep, outcome)
+        else:
+            outcomes.append(outcome)
+        shutil.rmtree(folder)
+    return outcomes, failed
+
+
+def run_build(options: argparse.Namespace, scratch: Path, model: Path) -> tuple[list[Outcome], int]:
+    """Returns what became of the images of one build, or nothing and that it failed."""
+    folder = scratch / "images"
+    write_images(folder, options.count, options.seed, options.photos and read_originals(options.photos))
+    started = perf_counter()
+    try:
+        outcome = check_build(folder, model, scratch / "index")
+    except AssertionError as error:
+        keep_images(folder, options.keep, str(error))
+        return [], 1
+    print(f"indistill index build: {perf_counter() - started:.0f} s")
+    return [outcome], 0
+
+
+def keep_images(folder: Path, keep: Path, reason: str) -> None:
+    """Copies images to where they can be looked at, and says why."""
+    shutil.copytree(folder, keep / folder.name, dirs_exist_ok=True)
+    print(f"{keep / folder.name}: {reason}")
 
 
 def main() -> None:
@@ -201,25 +286,16 @@ def main() -> None:
     if options.block is not None:
         print(json.dumps(asdict(check_images(options.block, EmbeddingSession(options.model)))))
         return
-    outcomes: list[Outcome] = []
-    failed = 0
     with TemporaryDirectory() as scratch:
         model = Path(scratch) / "student.onnx"
         write_model(model)
-        for number, start in enumerate(range(0, options.count, BLOCK)):
-            folder = Path(scratch) / f"block-{number:04d}"
-            write_images(folder, min(BLOCK, options.count - start), options.seed + number)
-            outcome = run_block(folder, model)
-            if isinstance(outcome, str):
-                failed += 1
-                shutil.copytree(folder, options.keep / folder.name, dirs_exist_ok=True)
-                print(f"{options.keep / folder.name}: {outcome}")
-            else:
-                outcomes.append(outcome)
-            shutil.rmtree(folder)
+        outcomes, failed = (run_build if options.build else run_blocks)(options, Path(scratch), model)
     embedded, skipped = sum(outcome.embedded for outcome in outcomes), sum(outcome.skipped for outcome in outcomes)
-    print(f"{options.count:,} changed images: {embedded:,} embedded, {skipped:,} skipped, {failed} blocks failed")
-    print(f"slowest image: {max((outcome.slowest_s for outcome in outcomes), default=0.0):.2f} s")
+    what = "builds" if options.build else "blocks"
+    print(f"{options.count:,} changed images: {embedded:,} embedded, {skipped:,} skipped, {failed} {what} failed")
+    times = [outcome.slowest_s for outcome in outcomes if outcome.slowest_s is not None]
+    if times:
+        print(f"slowest image: {max(times):.2f} s")
     reasons = sum((Counter(outcome.reasons) for outcome in outcomes), Counter[str]())
     for reason, count in reasons.most_common():
         print(f"{count:7,} {reason}")

@@ -94,7 +94,7 @@ def time_indexing(model: EmbeddingSession, count: int, folder: Path) -> dict[str
         require_ray().shutdown()
     figures["add, one process"], _ = measure(lambda: add_to_faiss(empty, embedded.vectors, ids))
     (folder / "index").mkdir()
-    with lock_index(folder / "index"):
+    with lock_index(folder / "index", create=True):
         part = IndexPart(make=lambda *_: index)
         figures["write index"], _ = measure(lambda: write_index(folder / "index", gallery, model, embedded, kind, part))
     return figures

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from indistill.cli.options import JsonOption, OverwriteOption
+from indistill.cli.options import IndexArgument, JsonOption, OverwriteOption
 
 
 def dedupe(
-    index: Annotated[Path, typer.Argument(help="The index folder.")],
+    index: IndexArgument,
     threshold: Annotated[
         float, typer.Option("--threshold", min=0, max=1, help="The least cosine of two near-duplicates.")
     ] = 0.95,
@@ -28,12 +28,12 @@ def dedupe(
     from indistill.cli.hits import check_page, choose_format, write_page
     from indistill.progress import show_progress
     from indistill.retrieval.duplicates import find_duplicates
-    from indistill.retrieval.index import Index
+    from indistill.retrieval.opening import locate_index, open_index
 
     chosen = choose_format(form, as_json=json)
     if html is not None:
         check_page(html, overwrite=overwrite)
-    with Index(index) as opened:
+    with open_index(locate_index(index)) as opened:
         total, root = opened.manifest.items, opened.root
         with show_progress("comparing", total) as advance:
             groups = find_duplicates(opened, threshold, advance)

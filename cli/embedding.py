@@ -16,7 +16,8 @@ from indistill.preprocess import PixelArray, Preprocessing
 from indistill.progress import show_progress
 from indistill.retrieval.evaluate import LabelledVectors
 from indistill.retrieval.metrics import Vectors
-from indistill.retrieval.opening import SearchIndex, open_index, open_model
+from indistill.retrieval.opening import Location, open_index, open_model
+from indistill.retrieval.protocol import SearchIndex
 
 BATCH_SIZE = 256
 
@@ -54,17 +55,17 @@ class Subject:
     ids: Sequence[int] = ()
 
 
-def embed_index_queries(folder: Path, queries: ImageSet) -> tuple[LabelledVectors, LabelledVectors]:
+def embed_index_queries(folder: Location, queries: ImageSet) -> tuple[LabelledVectors, LabelledVectors]:
     """Returns the vectors that an index holds, and those of the queries by its model."""
     subject = embed_by_index(folder, queries)
     return subject.gallery, subject.queries
 
 
-def embed_by_index(folder: Path, queries: ImageSet | None, *, named: bool = False) -> Subject:
+def embed_by_index(folder: Location, queries: ImageSet | None, *, named: bool = False) -> Subject:
     """Returns the vectors that an index holds, and those of the queries by its model.
 
     Args:
-        folder: the index.
+        folder: the index, or a collection of Milvus.
         queries: what is looked for; default the index's own images.
         named: whether the names of the index's images are needed too.
 

@@ -9,7 +9,9 @@ from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, Ov
 
 
 def evaluate(
-    index: Annotated[Path | None, typer.Argument(help="An index folder: measures what is deployed.")] = None,
+    index: Annotated[
+        str | None, typer.Argument(help="An index folder, or URI#NAME of Milvus: measures what is deployed.")
+    ] = None,
     queries: Annotated[str | None, typer.Option("--queries", "-q", help="Labelled images that are looked for.")] = None,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Look for each image of the gallery among all the others.")
@@ -60,9 +62,11 @@ def evaluate(
     from indistill.cli.evaluation_page import check_page, write_page
     from indistill.cli.evaluation_tables import print_measurements
     from indistill.retrieval.evaluate import Protocol
+    from indistill.retrieval.opening import locate_index
 
     choice = None if model is None else ModelChoice(model, weights, recipe, settings)
-    evaluated = Evaluated(index, choice, also or [], gallery, queries, data_root, download)
+    location = None if index is None else locate_index(index)
+    evaluated = Evaluated(location, choice, also or [], gallery, queries, data_root, download)
     conduct = Conduct(Protocol(leave_one_out, junk, empty), k, depth, ground_truth)
     check_options(
         evaluated, conduct, {"--weights": weights, "--recipe": recipe, "--set": settings}, per_class=per_class

@@ -15,6 +15,7 @@ from indistill.retrieval.evaluate import METRICS, Protocol, count_empty_as_zero,
 from indistill.retrieval.ground_truth import JUDGED_KS, Judgement, locate_judgements, read_ground_truth
 from indistill.retrieval.judged import make_judged_task, measure_judged_deployed, measure_judged_exactly, settle_empty
 from indistill.retrieval.metrics import DEFAULT_KS, Metric, QueryFigures, Task, measure_queries
+from indistill.retrieval.opening import Location, locate_index
 from indistill.retrieval.ranks import Ranks
 from indistill.retrieval.store import CURRENT, SHARDS
 
@@ -24,7 +25,7 @@ class Evaluated:
     """What the options name.
 
     Attributes:
-        index: an index folder; None where a model is named.
+        index: an index folder, or a collection of Milvus; None where a model is named.
         choice: a model; None where an index is named.
         also: index folders and models to stand beside the first.
         gallery: the data spec that models search.
@@ -33,7 +34,7 @@ class Evaluated:
         download: whether they may be fetched.
     """
 
-    index: Path | None
+    index: Location | None
     choice: ModelChoice | None
     also: Sequence[str]
     gallery: str | None
@@ -142,8 +143,9 @@ def run_evaluation(evaluated: Evaluated, conduct: Conduct) -> list[Measurement]:
 
 
 def is_index(name: str) -> bool:
-    """Returns whether a name is that of an index folder, or of a folder of shards."""
-    return any((Path(name) / file).is_file() for file in (CURRENT, SHARDS))
+    """Returns whether a name is that of an index folder, a folder of shards, or a collection of Milvus."""
+    location = locate_index(name)
+    return not isinstance(location, Path) or any((location / file).is_file() for file in (CURRENT, SHARDS))
 
 
 def are_paired(first: Measurement, second: Measurement) -> bool:
@@ -156,12 +158,14 @@ def are_paired(first: Measurement, second: Measurement) -> bool:
     return len(parts) == 2 and parts[0] == parts[1]
 
 
-def _choose(name: str) -> Path | ModelChoice:
-    return Path(name) if is_index(name) else ModelChoice(name)
+def _choose(name: str) -> Location | ModelChoice:
+    return locate_index(name) if is_index(name) else ModelChoice(name)
 
 
-def _embed(chosen: Path | ModelChoice, gallery: ImageSet | None, queries: ImageSet | None, *, named: bool) -> Subject:
-    if isinstance(chosen, Path):
+def _embed(
+    chosen: Location | ModelChoice, gallery: ImageSet | None, queries: ImageSet | None, *, named: bool
+) -> Subject:
+    if not isinstance(chosen, ModelChoice):
         return embed_by_index(chosen, queries, named=named)
     assert gallery is not None  # checked before
     return embed_by_model(chosen, gallery, queries)

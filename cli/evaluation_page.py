@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from indistill.cli.evaluation import Conduct, Measurement
 from indistill.data.sets import FolderSet, ImageSet
-from indistill.errors import DataError, ExistsError, InputError
+from indistill.errors import DataError, ExistsError, InputError, describe_os_error
 from indistill.retrieval.deployed import locate_ids
 from indistill.retrieval.index import Hit
 from indistill.retrieval.metrics import JUNK, Figures, Vectors, normalise_rows
@@ -51,7 +51,7 @@ def write_page(measurements: Sequence[Measurement], conduct: Conduct, path: Path
     try:
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
     typer.echo(f"wrote {path}", err=True)
 
 

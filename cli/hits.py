@@ -10,7 +10,7 @@ import typer
 from indistill.cli.options import HitFormat
 from indistill.cli.stdout import emit
 from indistill.data.urls import join_url
-from indistill.errors import ExistsError, InputError, escape_text
+from indistill.errors import ExistsError, InputError, describe_os_error, escape_text
 from indistill.retrieval.index import Hit
 from indistill.retrieval.search import Asked, SearchResults, describe_query
 
@@ -59,7 +59,7 @@ def write_page(page: str, path: Path) -> None:
     try:
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
     typer.echo(f"wrote {path}", err=True)
 
 

@@ -1,32 +1,56 @@
 """`indistill index`: build an index, change it, look after it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from indistill.cli.cluster import AddressOption, EmbeddingsOption, EngineOption, ShardsOption
 from indistill.cli.index_type import FactoryOption, LatencyOption, MemoryOption, RecallOption, make_chooser
-from indistill.cli.options import DataRootOption, DownloadOption, JsonOption, OverwriteOption
+from indistill.cli.options import (
+    CollectionModelOption,
+    DataRootOption,
+    DownloadOption,
+    IndexArgument,
+    JsonOption,
+    OverwriteOption,
+)
+from indistill.cli.standard_input import NullInputOption, expand_paths, open_listed
 
 app = typer.Typer(help="Build an index over a gallery of images, change it, and look after it.", no_args_is_help=True)
 
-IndexArgument = Annotated[Path, typer.Argument(help="The index folder.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Threads that decode images; processes, on Ray.", show_default="one a core"),
+]
+
+
+def _parse_folder(text: str) -> Path:
+    from indistill.retrieval.opening import require_folder
+
+    return require_folder(text)
+
+
+FolderArgument = Annotated[Path, typer.Argument(help="The index folder.", parser=_parse_folder, metavar="INDEX")]
 
 
 @app.command()
 def build(
-    images: Annotated[str, typer.Argument(help="The gallery: a folder, or another data spec (see --data of train).")],
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="The gallery: a folder, another data spec (see --data of train), or - for paths from standard input, "
+            "which the index then has relative to the deepest folder that holds them all."
+        ),
+    ],
     model: Annotated[Path, typer.Option("--model", "-m", help="The .onnx file that 'indistill export' wrote.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write.")],
     recall: RecallOption = None,
     max_memory: MemoryOption = None,
     max_latency: LatencyOption = None,
     factory: FactoryOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, help="Threads that decode, or processes of Ray.", show_default="one a core"),
-    ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
@@ -45,17 +69,18 @@ def build(
     from indistill.cli.cluster import choose_builder
     from indistill.cli.index_output import print_index
     from indistill.cli.inputs import report_skipped
-    from indistill.data.sets import open_images
+    from indistill.data.sets import locate_data, open_images
     from indistill.export.session import EmbeddingSession
     from indistill.progress import show_progress
     from indistill.retrieval.build import BuildOptions
 
     build_index = choose_builder(out, engine, address, shards, embeddings, overwrite=overwrite)
-    choose = make_chooser(recall, max_memory, max_latency, factory)
     session = EmbeddingSession(model)
-    gallery = open_images(images, root=data_root, download=download)
+    choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
+    gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
     with show_progress("embedding", len(gallery.names)) as advance:
-        options = BuildOptions(choose, workers, overwrite=overwrite)
+        source = images if images == "-" else locate_data(images)
+        options = BuildOptions(choose, workers, overwrite, source)
         manifest, skipped = build_index(gallery, session, out, options, advance)
     report_skipped(skipped)
     print_index(out, manifest, as_json=json)
@@ -63,9 +88,26 @@ def build(
 
 @app.command()
 def add(
+    context: typer.Context,
     index: IndexArgument,
-    images: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images, folders, or other data specs.")],
-    label: Annotated[str | None, typer.Option("--label", help="Of all these images, in place of their own.")] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH...",
+            help="Images, folders or other data specs; - stands for paths from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            help="Of all these images, in place of their own; 'sync' gives those that it follows their own again.",
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
+    model: CollectionModelOption = None,
     json: JsonOption = False,
 ) -> None:
     """Add images to an index; those that it has are embedded again only if they have changed."""
@@ -74,27 +116,49 @@ def add(
     from indistill.cli.index_output import print_changes
     from indistill.progress import show_progress
     from indistill.retrieval.changes import add_images
+    from indistill.retrieval.opening import introduce_model, locate_index
 
-    changes = add_images(index, images, label=label, show=partial(show_progress, "embedding"))
-    print_changes(index, changes, as_json=json)
+    if not images and not null_input:
+        context.fail("Missing argument 'PATH...': name images, or - for paths from standard input")
+    specs = expand_paths(images or [], null=null_input)
+    location = locate_index(index)
+    introduce_model(location, model)
+    changes = add_images(location, specs, label=label, show=partial(show_progress, "embedding"), workers=workers)
+    print_changes(location, changes, as_json=json)
 
 
 @app.command()
 def sync(
     index: IndexArgument,
-    folder: Annotated[
-        str | None, typer.Argument(metavar="FOLDER", help="The folder to follow.", show_default="the gallery's")
+    images: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="IMAGES",
+            help="The folder, manifest or tar shards to follow, or - for paths from standard input.",
+            show_default="what the index was built from",
+        ),
     ] = None,
+    workers: WorkersOption = None,
+    null_input: NullInputOption = False,
+    model: CollectionModelOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make an index follow a folder: new, changed, moved and gone images."""
+    """Make an index follow a folder, or another source: new, changed, moved, relabelled and gone images.
+
+    Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed.
+    """
     from functools import partial
 
     from indistill.cli.index_output import print_changes
     from indistill.progress import show_progress
     from indistill.retrieval.changes import sync_folder
+    from indistill.retrieval.opening import introduce_model, locate_index
 
-    print_changes(index, sync_folder(index, folder, partial(show_progress, "embedding")), as_json=json)
+    followed = open_listed(images, null=null_input) or images
+    location = locate_index(index)
+    introduce_model(location, model)
+    changes = sync_folder(location, followed, show=partial(show_progress, "embedding"), workers=workers)
+    print_changes(location, changes, as_json=json)
 
 
 @app.command()
@@ -112,23 +176,58 @@ def remove(
 ) -> None:
     """Remove images from an index; their files stay."""
     from indistill.cli.index_output import print_changes
-    from indistill.retrieval.changes import Selection, remove_items
+    from indistill.retrieval.changes import remove_items
+    from indistill.retrieval.opening import locate_index
+    from indistill.retrieval.selection import Selection
 
+    location = locate_index(index)
     selection = Selection(tuple(paths or ()), tuple(ids or ()), where, missing=missing)
-    print_changes(index, remove_items(index, selection), as_json=json)
+    print_changes(location, remove_items(location, selection), as_json=json)
 
 
 @app.command()
 def info(index: IndexArgument, json: JsonOption = False) -> None:
     """Print what an index is: images, dimension, type, model."""
     from indistill.cli.index_output import print_index
-    from indistill.retrieval.opening import describe_index
+    from indistill.retrieval.opening import describe_index, locate_index
 
-    print_index(index, describe_index(index), as_json=json)
+    location = locate_index(index)
+    print_index(location, describe_index(location), as_json=json)
 
 
 @app.command()
-def verify(index: IndexArgument, json: JsonOption = False) -> None:
+def push(
+    index: IndexArgument,
+    to: Annotated[
+        str, typer.Option("--to", metavar="URI", help="Milvus: http://HOST:19530, or FILE.db of Milvus Lite.")
+    ],
+    collection: Annotated[str, typer.Option("--collection", metavar="NAME", help="The collection to write.")],
+    kind: Annotated[
+        Literal["FLAT", "HNSW", "IVF_FLAT"] | None,
+        typer.Option("--type", help="Of Milvus's index: FLAT searches exactly.", show_default="FLAT"),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Send an index to a collection of Milvus; what is there already is not sent again. See docs/milvus.md.
+
+    A push that was cut off goes on when the command is given again. --overwrite drops a collection of another model,
+    gallery or type first.
+    """
+    from indistill.cli.index_output import print_pushed
+    from indistill.progress import show_progress
+    from indistill.retrieval.milvus.location import name_collection
+    from indistill.retrieval.milvus.push import push_index
+    from indistill.retrieval.opening import locate_index, open_index
+
+    target = name_collection(to, collection)
+    with open_index(locate_index(index)) as source, show_progress("sending", source.manifest.items) as advance:
+        pushed = push_index(source, target, kind, overwrite=overwrite, on_progress=advance)
+    print_pushed(target, pushed, as_json=json)
+
+
+@app.command()
+def verify(index: FolderArgument, json: JsonOption = False) -> None:
     """Read every byte of an index and compare it with what was written; exit code 2 if anything differs."""
     from indistill.cli.index_output import print_verification
     from indistill.progress import show_progress
@@ -141,7 +240,7 @@ def verify(index: IndexArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def rebuild(
-    index: IndexArgument,
+    index: FolderArgument,
     recall: RecallOption = None,
     max_memory: MemoryOption = None,
     max_latency: LatencyOption = None,
@@ -161,7 +260,7 @@ def rebuild(
 
 
 @app.command()
-def compact(index: IndexArgument, json: JsonOption = False) -> None:
+def compact(index: FolderArgument, json: JsonOption = False) -> None:
     """Give back the space of removed images and of the generation before; ids stay."""
     from indistill.cli.index_output import print_index
     from indistill.retrieval.upkeep import compact_index
@@ -171,7 +270,9 @@ def compact(index: IndexArgument, json: JsonOption = False) -> None:
 
 @app.command()
 def merge(
-    indexes: Annotated[list[Path], typer.Argument(metavar="INDEX INDEX...", help="Indexes of one model.")],
+    indexes: Annotated[
+        list[Path], typer.Argument(metavar="INDEX INDEX...", help="Indexes of one model.", parser=_parse_folder)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index folder to write.")],
     json: JsonOption = False,
 ) -> None:

@@ -10,31 +10,47 @@ from indistill.cli.inputs import report_skipped
 from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import IndexFolderError
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.opening import Location
+from indistill.retrieval.store import NO_SOURCE, Manifest
 
 if TYPE_CHECKING:
     from indistill.retrieval.edit import Changes
+    from indistill.retrieval.milvus.location import MilvusLocation
+    from indistill.retrieval.milvus.push import Pushed
     from indistill.retrieval.upkeep import Verification
 
 
-def print_index(folder: Path, manifest: Manifest, *, as_json: bool) -> None:
+def print_index(folder: Location, manifest: Manifest, *, as_json: bool) -> None:
     """Prints what an index is."""
     if as_json:
         print_json(asdict(manifest))
         return
     parameters = "".join(f", {name} {value}" for name, value in manifest.parameters.items())
+    skipped = f", {manifest.skipped} skipped" if isinstance(folder, Path) else ""
     emit(
         f"{folder}: {manifest.items:,} images, {manifest.dimension} dimensions, {manifest.factory}{parameters}, "
-        f"generation {manifest.generation}, {manifest.skipped} skipped"
+        f"generation {manifest.generation}{skipped}"
     )
-    emit(f"gallery {manifest.root}")
+    source = {"": "", manifest.root: "", NO_SOURCE: ", paths from standard input or several lists"}
+    emit(f"gallery {manifest.root}{source.get(manifest.source, f', as {manifest.source} names it')}")
     emit(f"model   SHA-256 {manifest.model_sha256}")
 
 
-def print_changes(folder: Path, changes: "Changes", *, as_json: bool) -> None:
+def print_pushed(target: "MilvusLocation", pushed: "Pushed", *, as_json: bool) -> None:
+    """Prints what a push sent, and what the collection is now."""
+    if as_json:
+        print_json({"sent": pushed.sent, "present": pushed.present} | asdict(pushed.manifest))
+        return
+    emit(f"{target}: {pushed.sent:,} images sent, {pushed.present:,} were there")
+    print_index(target, pushed.manifest, as_json=False)
+
+
+def print_changes(folder: Location, changes: "Changes", *, as_json: bool) -> None:
     """Prints what a change did to an index."""
     report_skipped(changes.skipped)
-    counts = {name: getattr(changes, name) for name in ("added", "changed", "moved", "removed", "unchanged")}
+    counts = {
+        name: getattr(changes, name) for name in ("added", "changed", "moved", "relabelled", "removed", "unchanged")
+    }
     if as_json:
         skipped = [asdict(image) for image in changes.skipped]
         print_json(
@@ -45,7 +61,7 @@ def print_changes(folder: Path, changes: "Changes", *, as_json: bool) -> None:
     emit(f"{folder}: {done}; {changes.manifest.items:,} images, generation {changes.manifest.generation}")
 
 
-def print_verification(folder: Path, found: "Verification", *, as_json: bool) -> None:
+def print_verification(folder: Location, found: "Verification", *, as_json: bool) -> None:
     """Prints what is wrong with an index.
 
     Raises:

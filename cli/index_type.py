@@ -36,12 +36,23 @@ FactoryOption = Annotated[
 
 
 def make_chooser(
-    recall: float | None, max_memory: str | None, max_latency: str | None, factory: str | None
+    recall: float | None,
+    max_memory: str | None,
+    max_latency: str | None,
+    factory: str | None,
+    dimension: int | None = None,
 ) -> "Callable[[Embeddings], IndexType]":
     """Returns what chooses the type of an index for its vectors: by measurement, or the one that is named.
 
+    Args:
+        recall: the share of the nearest that is to be found.
+        max_memory: the limit of the memory, with its unit.
+        max_latency: the limit of the latency, with its unit.
+        factory: FAISS's name of the type.
+        dimension: of the vectors, where it is known before they are; the name is checked at once.
+
     Raises:
-        InputError: a limit cannot be read, or both ways are asked for.
+        InputError: a limit cannot be read, both ways are asked for, or the type is none that an index can have.
     """
     from indistill.retrieval.build import IndexType
     from indistill.retrieval.choose import Targets, choose_type
@@ -53,6 +64,8 @@ def make_chooser(
         if unused:
             raise InputError(f"--factory names the type: leave {unused} out")
         named = factory
+        if dimension is not None:
+            check_factory(named, dimension)
 
         def take(vectors: "Embeddings") -> "IndexType":
             made = check_factory(named, vectors.shape[1])
@@ -64,8 +77,8 @@ def make_chooser(
         return take
     targets = Targets(
         recall=0.99 if recall is None else recall,
-        max_memory_bytes=None if max_memory is None else int(_read_unit("--max-memory", max_memory, SIZES)),
-        max_latency_ms=None if max_latency is None else _read_unit("--max-latency", max_latency, TIMES_MS),
+        max_memory_bytes=None if max_memory is None else int(read_unit("--max-memory", max_memory, SIZES)),
+        max_latency_ms=None if max_latency is None else read_unit("--max-latency", max_latency, TIMES_MS),
     )
 
     def choose(vectors: "Embeddings") -> "IndexType":
@@ -77,7 +90,7 @@ def make_chooser(
     return choose
 
 
-def _read_unit(option: str, text: str, units: dict[str, float] | dict[str, int]) -> float:
+def read_unit(option: str, text: str, units: dict[str, float] | dict[str, int]) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     known = {name.lower(): value for name, value in units.items()}
     if found is None or found[2].lower() not in known:

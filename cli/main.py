@@ -33,6 +33,7 @@ COMMANDS = (
     "dedupe",
     "evaluate",
     "serve",
+    "plan",
     "demo",
 )
 

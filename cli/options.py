@@ -16,6 +16,12 @@ DataOption = Annotated[
         "imagenet. See docs/data.md.",
     ),
 ]
+IndexArgument = Annotated[
+    str, typer.Argument(help="The index folder; or a collection of Milvus, as http://HOST:19530#NAME or FILE.db#NAME.")
+]
+CollectionModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="The model of a collection, where this machine has not seen it.")
+]
 RecipeOption = Annotated[
     str,
     typer.Option(

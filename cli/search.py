@@ -1,20 +1,19 @@
 """`indistill search`."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from indistill.cli.options import HitFormat, JsonOption, OverwriteOption
+from indistill.cli.options import HitFormat, IndexArgument, JsonOption, OverwriteOption
+from indistill.cli.standard_input import NullInputOption, expand_paths
 
 
 def search(
     context: typer.Context,
-    index: Annotated[Path, typer.Argument(help="The index folder.")],
+    index: IndexArgument,
     queries: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
             metavar="QUERY...", help="Images to look for; - stands for paths from standard input.", show_default=False
         ),
@@ -59,14 +58,12 @@ def search(
     ] = None,
     json: JsonOption = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a contact sheet.")] = None,
-    null_input: Annotated[
-        bool,
-        typer.Option("--null-input", "-0", help="Paths from standard input end by NUL, as find -print0 ends them."),
-    ] = False,
+    null_input: NullInputOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Find the images of an index that are most like the queries."""
     from indistill.cli.hits import check_page, choose_format, print_hits, write_sheet
+    from indistill.retrieval.opening import locate_index
     from indistill.retrieval.search import SearchOptions, search_images
 
     if not queries and not ids and not null_input:
@@ -80,29 +77,9 @@ def search(
 
         condition = parse_where(where)
     options = SearchOptions(condition, threshold, rerank, combine, exclude_self)
-    asked: list[Path | int] = [*_read_queries(queries or [], null=null_input), *(ids or [])]
-    results = search_images(index, asked, k=k, model=model, options=options)
+    asked: list[Path | int] = [*map(Path, expand_paths(queries or [], null=null_input)), *(ids or [])]
+    results = search_images(locate_index(index), asked, k=k, model=model, options=options)
     if html is not None:
         write_sheet(results, html, overwrite=overwrite)
     if html is None or chosen is not None:
         print_hits(results, chosen or "table")
-
-
-def _read_queries(given: list[Path], *, null: bool) -> list[Path]:
-    """Returns the paths given, those of standard input in the place of `-`; `--null-input` alone means them too.
-
-    Raises:
-        InputError: standard input holds no path.
-    """
-    from indistill.errors import InputError
-
-    standard_input = Path("-")
-    if standard_input not in given and not null:
-        return given
-    separator = b"\0" if null else b"\n"
-    names = [name for name in sys.stdin.buffer.read().split(separator) if name]
-    if not names:
-        raise InputError("standard input holds no path of a query")
-    read = [Path(os.fsdecode(name)) for name in names]
-    place = given.index(standard_input) if standard_input in given else len(given)
-    return [*given[:place], *read, *given[place + 1 :]]

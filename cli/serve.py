@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from indistill.cli.options import CollectionModelOption, IndexArgument
+
 
 def serve(
-    index: Annotated[Path, typer.Argument(help="The index folder.")],
+    index: IndexArgument,
     host: Annotated[
         str, typer.Option("--host", help="The address to listen on; others than this machine's own need a token.")
     ] = "127.0.0.1",
@@ -33,12 +35,14 @@ def serve(
             show_default="0 on this machine, 10 elsewhere",
         ),
     ] = None,
+    model: CollectionModelOption = None,
 ) -> None:
     """Serve an index: a search page and an HTTP API. See docs/serve.md."""
     from indistill.cli.serving import log_to_stderr, read_token, require_extra
     from indistill.cli.stdout import emit
 
     require_extra()
+    from indistill.retrieval.opening import introduce_model, locate_index
     from indistill.retrieval.serve.server import run_server
     from indistill.retrieval.serve.settings import Settings
 
@@ -50,5 +54,7 @@ def serve(
         max_upload_bytes=int(max_upload_mb * 1e6),
         rate=rate,
     )
+    location = locate_index(index)
+    introduce_model(location, model)
     log_to_stderr()
-    run_server(index, settings, emit)
+    run_server(location, settings, emit)

@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from indistill.errors import InputError
+from indistill.errors import InputError, describe_os_error
 
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 TOKEN_VARIABLE = "INDISTILL_TOKEN"
@@ -31,7 +31,7 @@ def read_token(file: Path | None) -> str | None:
     try:
         token = file.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise InputError(f"--token-file {file} cannot be read: {error.strerror}") from error
+        raise InputError(f"--token-file {file} cannot be read: {describe_os_error(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--token-file {file} is not text") from error
     if not token:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from indistill.cli.main import COMMANDS
 
-OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge")
+OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge", "push")
 PLACE = COMMANDS.index("index")
 PAGES = [*COMMANDS[:PLACE], *(f"index {name}" for name in OF_INDEX), *COMMANDS[PLACE + 1 :]]
 HEADER = "# Commands\n\nMade by `make docs` from the help texts; a test compares the options.\n"

@@ -72,6 +72,11 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def describe_os_error(error: OSError) -> str:
+    """Returns the reason of the operating system, or what there is in its place."""
+    return error.strerror or describe_error(error)
+
+
 def escape_text(text: str, limit: int = 200) -> str:
     """Returns text from anyone as it may be shown: in one line, short, with nothing that steers a terminal."""
     shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text[:limit])

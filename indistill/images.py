@@ -131,7 +131,10 @@ def measure_file(path: Path) -> os.stat_result:
         DataError: it is a folder, a pipe or a device, or has more bytes than any image; the message is the reason.
         OSError: there is no such file, or it cannot be reached.
     """
-    known = path.stat()
+    try:
+        known = path.stat()
+    except ValueError as error:
+        raise DataError("no file can have this name") from error
     if stat.S_ISDIR(known.st_mode):
         raise DataError("is a folder, not an image")
     if not stat.S_ISREG(known.st_mode):

@@ -11,7 +11,7 @@ import numpy as np
 from indistill import __version__
 from indistill.data.sets import ImageSet
 from indistill.durable import name_aside
-from indistill.errors import DataError, ExistsError, InputError
+from indistill.errors import DataError, ExistsError, InputError, describe_error, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import NewItem, edit_catalogue
@@ -33,9 +33,10 @@ from indistill.retrieval.store import (
     discard_unfinished,
     draft_generation,
     lock_index,
+    require_text,
     write_skipped,
 )
-from indistill.retrieval.types import make_faiss
+from indistill.retrieval.types import EXACT, make_faiss
 
 PARTIAL = name_aside(Path(CURRENT)).name  # of a process that was killed
 INDEX_FILES = {CURRENT, PARTIAL, GENERATIONS, LOCK, PENDING, PENDING_CHUNKS, MODEL, SKIPPED}  # the last two of format 1
@@ -51,7 +52,7 @@ class IndexType:
         trials: what was tried before it was chosen.
     """
 
-    factory: str = "IDMap2,Flat"
+    factory: str = EXACT
     parameters: dict[str, int] = field(default_factory=dict)
     trials: tuple[dict[str, object], ...] = ()
 
@@ -64,23 +65,27 @@ class BuildOptions:
         choose: returns the type of index for vectors (N, D); exact search where it is left out.
         workers: threads that decode images; default one for each core.
         overwrite: whether an older index may be replaced.
+        source: the gallery's data spec, for `Manifest`.
     """
 
     choose: Callable[[Embeddings], IndexType] = lambda _: IndexType()
     workers: int | None = None
     overwrite: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class IndexPart:
-    """What differs where an index is a part of a larger one, or is not made in one process.
+    """What an index of embedded images is a part of, and how it is made.
 
     Attributes:
+        source: the gallery's data spec, for `Manifest`.
         first_id: of its images.
         next_id: of the image that is added first later; None for the one after the last.
         make: gives the FAISS index of a type, of vectors (N, D) and ids (N,).
     """
 
+    source: str = ""
     first_id: int = 1
     next_id: int | None = None
     make: Callable[[str, Embeddings, Ids], faiss.Index] = make_faiss
@@ -111,7 +116,7 @@ def build_index(
     check_index_output(out, overwrite=options.overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with lock_index(out), discard_unfinished(out):
+        with lock_index(out, create=True), discard_unfinished(out):
             check_index_output(out, overwrite=options.overwrite)  # another process may have been first
             with open_journal(out / PENDING, session.sha256, session.artefact.embedding_dim) as journal:
                 embedded = embed_files(
@@ -120,9 +125,12 @@ def build_index(
             if not embedded.files:
                 first = embedded.skipped[0]
                 raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
-            return write_index(out, gallery, session, embedded, options.choose(embedded.vectors)), embedded.skipped
+            part = IndexPart(source=options.source)
+            made = write_index(out, gallery, session, embedded, options.choose(embedded.vectors), part)
+            (out / PENDING).unlink(missing_ok=True)
+            return made, embedded.skipped
     except OSError as error:
-        raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
+        raise InputError(f"the index {out} cannot be written: {describe_os_error(error)}") from error
 
 
 def write_index(
@@ -131,7 +139,7 @@ def write_index(
     session: EmbeddingSession,
     embedded: EmbeddedImages,
     kind: IndexType,
-    part: IndexPart = IndexPart(),
+    part: IndexPart,
 ) -> Manifest:
     """Puts an index of embedded images in force, in a folder that is locked."""
     labels = dict(zip(gallery.names, list_labels(gallery), strict=True))
@@ -157,6 +165,7 @@ def write_index(
             model_sha256=session.sha256,
             generation=0,  # filled in when it is committed
             root=gallery.root,
+            source=part.source,
             skipped=len(embedded.skipped),
             segments=(name_segment(1),),
             version=__version__,
@@ -165,10 +174,19 @@ def write_index(
 
 
 def check_index_output(out: Path, *, overwrite: bool) -> None:
-    """Raises ExistsError if an index would be overwritten without being told to, or if `out` is something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    """Checks that an index may be written to a folder.
+
+    Raises:
+        ExistsError: an index would be overwritten without being told to, or `out` is something else.
+        InputError: it cannot be read, or no index can have its name.
+    """
+    require_text(out)
+    try:
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    except OSError as error:
+        raise InputError(f"{out} cannot be read: {describe_os_error(error)}; choose another --out") from error
     if not found or found - INDEX_FILES or not found & {CURRENT, LOCK}:
         raise ExistsError(f"{out} exists and is not an index, or holds other files too; choose another --out")
     if CURRENT in found and not overwrite:
@@ -179,12 +197,14 @@ def write_faiss(index: faiss.Index, path: Path) -> None:
     """Writes a FAISS index.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: FAISS cannot write it.
+        OSError: not all of it can be written.
     """
     try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:  # FAISS's own, of a full disk
-        raise InputError(f"the index {path.parent} cannot be written: is the disk full?") from error
+        with path.open("wb") as stream:  # checks each write; FAISS prints that a file cannot be closed, and goes on
+            faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
+    except RuntimeError as error:
+        raise InputError(f"the index {path.parent} cannot be written: {describe_error(error)}") from error
 
 
 def name_segment(number: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from indistill.errors import IndexFolderError
+from indistill.errors import IndexFolderError, InputError, describe_os_error, escape_text
 
 SCHEMA = """
 CREATE TABLE items (
@@ -22,6 +22,7 @@ CREATE TABLE items (
 CREATE INDEX items_by_content ON items (sha256);
 """
 VALUES_PER_QUERY = 500
+LARGEST_ID = 2**63 - 1
 
 Value = str | int | float
 
@@ -53,17 +54,22 @@ class Catalogue:
     """A catalogue opened for reading, by any number of threads. Use it as a context, or close it.
 
     Raises:
-        IndexFolderError: it is missing or damaged.
+        IndexFolderError: it is missing, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise IndexFolderError(f"the index is damaged: {path} is missing; build it again")
         self._path = path
         self._lock = Lock()
-        self._connection = sqlite3.connect(
-            f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-        )
+        try:
+            path.open("rb").close()  # whose error says why
+            self._connection = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+        except FileNotFoundError as error:
+            raise IndexFolderError(f"the index is damaged: {path} is missing; build it again") from error
+        except (OSError, sqlite3.DatabaseError) as error:
+            reason = describe_os_error(error) if isinstance(error, OSError) else error
+            raise IndexFolderError(f"the index cannot be read: {path}: {reason}") from error
 
     def __enter__(self) -> "Catalogue":
         return self
@@ -77,11 +83,13 @@ class Catalogue:
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that do not exist are left out."""
-        return {row[0]: CatalogueItem(*row) for row in self._select_among("*", "id", ids)}
+        possible = [i for i in ids if 0 < i <= LARGEST_ID]
+        return {row[0]: CatalogueItem(*row) for row in self._select_among("*", "id", possible)}
 
     def find_paths(self, paths: Sequence[str]) -> dict[str, CatalogueItem]:
         """Returns the items of some paths, by path; paths that are not there are left out."""
-        return {row[1]: CatalogueItem(*row) for row in self._select_among("*", "path", paths)}
+        possible = [path for path in paths if is_text(path)]
+        return {row[1]: CatalogueItem(*row) for row in self._select_among("*", "path", possible)}
 
     def find_content(self, sha256: str) -> int | None:
         """Returns the id of an image with this content, None where there is none."""
@@ -157,15 +165,31 @@ class CatalogueDraft:
 
 @contextmanager
 def edit_catalogue(path: Path) -> Iterator[CatalogueDraft]:
-    """Yields a catalogue to be changed: an existing file, or a new one. All changes are kept, or none."""
+    """Yields a catalogue to be changed: an existing file, or a new one. All changes are kept, or none.
+
+    Raises:
+        InputError: a label or a path is not UTF-8.
+    """
     new = not path.exists()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA synchronous = OFF")  # whoever puts the generation in force syncs it
         connection.execute("PRAGMA journal_mode = MEMORY")
         if new:
             connection.executescript(SCHEMA)
-        with connection:
-            yield CatalogueDraft(connection)
+        try:
+            with connection:
+                yield CatalogueDraft(connection)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{escape_text(str(error.object))} is not valid UTF-8: no index can hold it") from error
+
+
+def is_text(name: str) -> bool:
+    """Returns whether a name of a file is UTF-8: any bytes but NUL and a slash may be one."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _list_values(item: NewItem | CatalogueItem) -> tuple[str, str | None, str, int, int]:

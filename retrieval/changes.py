@@ -11,17 +11,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from indistill.data.sets import FolderSet, ImageSet, SampledSet
-from indistill.errors import InputError
+from indistill.data.manifests import SUFFIXES as MANIFESTS
+from indistill.data.sets import FolderSet, ImageSet, SampledSet, locate_data
+from indistill.data.shards import is_shard_pattern
+from indistill.errors import InputError, describe_os_error
 from indistill.export.session import Embeddings
-from indistill.retrieval.catalogue import CatalogueItem, NewItem
-from indistill.retrieval.edit import Changes, Edit, apply_edit
-from indistill.retrieval.embed import embed_files
-from indistill.retrieval.index import Index, open_model
+from indistill.retrieval.catalogue import CatalogueItem, NewItem, is_text
+from indistill.retrieval.edit import Changes, Edit
+from indistill.retrieval.embed import embed_files, skip_name
 from indistill.retrieval.journal import Journal, open_journal
-from indistill.retrieval.sources import Source, find_sources, name_item
-from indistill.retrieval.store import PENDING, lock_index, refuse_shard
-from indistill.retrieval.where import parse_where
+from indistill.retrieval.opening import Location, apply_edit, change_index
+from indistill.retrieval.protocol import SearchIndex
+from indistill.retrieval.selection import Selection, select_items
+from indistill.retrieval.sources import Source, describe_images, find_sources, name_item, open_source
+from indistill.retrieval.store import NO_SOURCE, PENDING, refuse_shard
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -30,113 +33,104 @@ def _show_nothing(_: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda _: None)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Images to remove: what any of these names.
-
-    Attributes:
-        paths: of images, or of folders with all below them; as the catalogue has them, or where they lie.
-        ids: of images.
-        where: a condition, as `parse_where` reads it.
-        missing: images whose files are not there any more.
-    """
-
-    paths: tuple[str, ...] = ()
-    ids: tuple[int, ...] = ()
-    where: str | None = None
-    missing: bool = False
-
-
 def add_images(
-    folder: Path, specs: Sequence[str], *, label: str | None = None, show: Progress = _show_nothing
+    folder: Location,
+    specs: Sequence[str],
+    *,
+    label: str | None = None,
+    show: Progress = _show_nothing,
+    workers: int | None = None,
 ) -> Changes:
     """Adds images to an index, or takes in their new content; an image that cannot be read any more leaves it.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         specs: folders, image files or other data specs.
-        label: of all of them, in place of their own.
+        label: of all of them, in place of their own; `sync_folder` goes back to their own where it follows them.
         show: opens a progress bar for a number of images.
+        workers: threads that decode images; default one for each core.
 
     Raises:
         DataError: a spec names nothing.
         IndexFolderError: the index cannot be used, or another process changes it.
         InputError: it cannot be written.
     """
-    with lock_index(folder), Index(folder) as index:
+    with change_index(folder) as index:
         sources = find_sources(index, specs, label)
-        known = index.catalogue.find_paths([path for source in sources for path in source.paths])
-        return _take_in(index, sources, known, (), show)
+        known = index.find_paths([path for source in sources for path in source.paths])
+        return _take_in(sources, known, (), _Embedder(index, show, workers))
 
 
-def sync_folder(folder: Path, images: str | None = None, show: Progress = _show_nothing) -> Changes:
-    """Makes an index follow a folder: new, changed, moved and gone images.
+def sync_folder(
+    folder: Location,
+    images: str | ImageSet | None = None,
+    *,
+    show: Progress = _show_nothing,
+    workers: int | None = None,
+) -> Changes:
+    """Makes an index follow a folder, a manifest or shards: new, changed, moved, relabelled and gone images.
+
+    Of the gallery's own source, all images below the gallery's root that it does not name are gone; of another one,
+    those below its folder.
 
     Args:
-        folder: the index folder.
-        images: the folder, the gallery's root or another; default the root.
+        folder: the index folder, or a collection of Milvus.
+        images: what to follow; default what the index was built from.
         show: opens a progress bar for a number of images.
+        workers: threads that decode images; default one for each core.
 
     Raises:
-        DataError: the folder holds no images, perhaps because it is not mounted.
+        DataError: there are no images, perhaps because a folder is not mounted.
         IndexFolderError: the index cannot be used, or another process changes it.
-        InputError: it cannot be written, is a shard, or `images` is no folder.
+        InputError: it cannot be written, is a shard, or `images` cannot be followed.
     """
-    refuse_shard(folder)
-    with lock_index(folder), Index(folder) as index:
-        name = images or index.manifest.root
-        if not Path(name).is_dir():
-            raise InputError(f"{name} is no folder: 'index sync' follows a folder of images")
-        (source,) = find_sources(index, [name])
-        inside = PurePath(name_item(index, source.images.root, ""))
-        known = {item.path: item for item in index.catalogue.list_items() if _is_below(item.path, inside)}
+    if isinstance(folder, Path):
+        refuse_shard(folder)
+    with change_index(folder) as index:
+        source, own = _open_followed(index, images)
+        inside = PurePath() if own else PurePath(name_item(index.manifest.root, source.images.root, ""))
+        below = {item.path: item for item in index.list_items() if _is_below(item.path, inside)}
         present = set(source.paths)
-        gone = [item for path, item in known.items() if path not in present]
-        return _take_in(index, [source], known, gone, show)
+        gone = [item for path, item in below.items() if path not in present]
+        known = below | index.find_paths([path for path in source.paths if path not in below])
+        return _take_in([source], known, gone, _Embedder(index, show, workers))
 
 
-def remove_items(folder: Path, selection: Selection) -> Changes:
+def _open_followed(index: SearchIndex, images: str | ImageSet | None) -> tuple[Source, bool]:
+    """Returns the images that `sync` follows, and whether they are what the index was built from."""
+    root, source = index.manifest.root, index.manifest.source
+    if images is None and source == NO_SOURCE:
+        raise InputError(
+            f"the index {index.name} has paths from standard input, or from several lists: give them all to 'index "
+            "sync INDEX -', or name a folder"
+        )
+    if images is not None and not isinstance(images, str):
+        by_folder = images.root != root
+        return describe_images(index, images, by_folder=by_folder), source == NO_SOURCE or not by_folder
+    spec = images or source or root
+    path = Path(spec)
+    if not (path.is_dir() or (path.is_file() and path.suffix in (*MANIFESTS, ".tar")) or is_shard_pattern(spec)):
+        raise InputError(f"{spec} is no folder, manifest or tar shard: 'index sync' follows one of these")
+    followed = open_source(index, spec)
+    return followed, locate_data(spec) == (source or root)
+
+
+def remove_items(folder: Location, selection: Selection) -> Changes:
     """Removes images from an index; the files stay where they are.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         selection: the images.
 
     Raises:
+        DataError: a tar shard or a saved data set, in which images are looked for, is damaged.
         IndexFolderError: the index cannot be used, or another process changes it.
         InputError: nothing is selected, there is no such image, nothing would be left, or it cannot be written.
     """
-    if not (selection.paths or selection.ids or selection.where or selection.missing):
-        raise InputError("say what to remove: --path, --id, --missing or --where")
-    with lock_index(folder), Index(folder) as index:
-        edit = Edit(removed=sorted(_select(index, selection)))
+    with change_index(folder) as index:
+        edit = Edit(removed=sorted(select_items(index, selection)))
         edit.counts |= {"removed": len(edit.removed), "unchanged": index.manifest.items - len(edit.removed)}
         return apply_edit(index, edit)
-
-
-def _select(index: Index, selection: Selection) -> set[int]:
-    selected = set(index.catalogue.find_items(selection.ids))
-    if len(selected) < len(set(selection.ids)):
-        raise InputError(f"the index {index.folder} has no id {min(set(selection.ids) - selected)}")
-    for name in selection.paths:
-        if not name:
-            raise InputError("--path is empty: name an image or a folder; a dot stands for all of this folder")
-        path = PurePath(name_item(index, str(Path.cwd()), name) if Path(name).exists() else name)
-        found = {item.id for item in index.catalogue.list_items() if PurePath(item.path).is_relative_to(path)}
-        if not found:
-            raise InputError(f"the index {index.folder} has no image {path.as_posix()}, and none below it")
-        selected |= found
-    if selection.where:
-        selected |= set(index.find_ids(parse_where(selection.where)).tolist())
-    if selection.missing:
-        selected |= set(_find_missing(index))
-    return selected
-
-
-def _find_missing(index: Index) -> list[int]:
-    if not index.root.is_dir():
-        raise InputError(f"the gallery {index.root} is not there: mount it, or name images by --path, --id or --where")
-    return [item.id for item in index.catalogue.list_items() if not (index.root / item.path).is_file()]
 
 
 def _is_below(path: str, folder: PurePath) -> bool:
@@ -146,16 +140,16 @@ def _is_below(path: str, folder: PurePath) -> bool:
 class _KnownVectors(Mapping[str, Embeddings]):
     """The vectors (D,) by the SHA-256 of the file, of a journal and of an index."""
 
-    def __init__(self, journal: Journal, index: Index) -> None:
+    def __init__(self, journal: Journal, index: SearchIndex) -> None:
         self._journal, self._index = journal, index
 
     def __contains__(self, sha256: object) -> bool:
-        return sha256 in self._journal or self._index.catalogue.find_content(str(sha256)) is not None
+        return sha256 in self._journal or self._index.find_content(str(sha256)) is not None
 
     def __getitem__(self, sha256: str) -> Embeddings:
         if sha256 in self._journal:
             return self._journal[sha256]
-        found = self._index.catalogue.find_content(sha256)
+        found = self._index.find_content(sha256)
         if found is None:
             raise KeyError(sha256)
         vector: Embeddings = self._index.find_vectors([found])[0]
@@ -163,59 +157,66 @@ class _KnownVectors(Mapping[str, Embeddings]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._journal
-        yield from (item.sha256 for item in self._index.catalogue.list_items() if item.sha256 not in self._journal)
+        yield from (item.sha256 for item in self._index.list_items() if item.sha256 not in self._journal)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
+@dataclass(frozen=True)
+class _Embedder:
+    """How images are embedded for an index: `show` opens a progress bar, `workers` threads decode."""
+
+    index: SearchIndex
+    show: Progress
+    workers: int | None
+
+    def embed(self, chosen: Sequence[tuple[Source, Sequence[int]]], edit: Edit) -> list[tuple[NewItem, Embeddings]]:
+        """Returns the images at some positions of each source with their vectors (D,); others go down as skipped."""
+        index = self.index
+        session = index.open_model()
+        found: list[tuple[NewItem, Embeddings]] = []
+        try:
+            with (
+                open_journal(index.work / PENDING, session.sha256, index.manifest.dimension) as journal,
+                self.show(sum(len(positions) for _, positions in chosen)) as advance,
+            ):
+                vectors_of = _KnownVectors(journal, index)
+                for source, positions in chosen:
+                    images = SampledSet(source.images, positions)
+                    embedded = embed_files(
+                        images, session, advance, known=vectors_of, keep=journal.keep, workers=self.workers
+                    )
+                    at = {source.images.names[position]: position for position in positions}
+                    for file, vector in zip(embedded.files, embedded.vectors, strict=True):
+                        path, label = source.paths[at[file.name]], source.labels[at[file.name]]
+                        found.append((NewItem(path, label, file.sha256, file.size_bytes, file.modified_ns), vector))
+                    edit.skipped += embedded.skipped
+        except OSError as error:
+            raise InputError(f"the index {index.name} cannot be written: {describe_os_error(error)}") from error
+        return found
+
+
 def _take_in(
-    index: Index,
     sources: Sequence[Source],
     known: Mapping[str, CatalogueItem],
     gone: Sequence[CatalogueItem],
-    show: Progress,
+    embedder: _Embedder,
 ) -> Changes:
     """Compares images with the items that have their paths, embeds what is new, and commits what comes of it.
 
     Args:
-        index: the index.
         sources: the images.
         known: the items of these paths, and of those that are gone.
         gone: items whose files are not there any more.
-        show: opens a progress bar.
+        embedder: of the index.
     """
     edit = Edit()
     looked_at = [_find_changed(source, known, edit) for source in sources]
-    found = _embed(index, list(zip(sources, looked_at, strict=True)), edit, show) if any(looked_at) else []
+    found = embedder.embed(list(zip(sources, looked_at, strict=True)), edit) if any(looked_at) else []
     looked = {source.paths[p] for source, positions in zip(sources, looked_at, strict=True) for p in positions}
     _settle(edit, found, [*gone, *(known[path] for path in sorted(looked & known.keys()))])
-    return apply_edit(index, edit)
-
-
-def _embed(
-    index: Index, chosen: Sequence[tuple[Source, Sequence[int]]], edit: Edit, show: Progress
-) -> list[tuple[NewItem, Embeddings]]:
-    """Returns the images at some positions of each source with their vectors (D,); others are put down as skipped."""
-    session = open_model(index.folder)
-    found: list[tuple[NewItem, Embeddings]] = []
-    try:
-        with (
-            open_journal(index.folder / PENDING, session.sha256, index.manifest.dimension) as journal,
-            show(sum(len(positions) for _, positions in chosen)) as advance,
-        ):
-            vectors_of = _KnownVectors(journal, index)
-            for source, positions in chosen:
-                images = SampledSet(source.images, positions)
-                embedded = embed_files(images, session, advance, known=vectors_of, keep=journal.keep)
-                at = {source.images.names[position]: position for position in positions}
-                for file, vector in zip(embedded.files, embedded.vectors, strict=True):
-                    path, label = source.paths[at[file.name]], source.labels[at[file.name]]
-                    found.append((NewItem(path, label, file.sha256, file.size_bytes, file.modified_ns), vector))
-                edit.skipped += embedded.skipped
-    except OSError as error:
-        raise InputError(f"the index {index.folder} cannot be written: {error.strerror}") from error
-    return found
+    return apply_edit(embedder.index, edit)
 
 
 def _find_changed(source: Source, known: Mapping[str, CatalogueItem], edit: Edit) -> list[int]:
@@ -226,10 +227,12 @@ def _find_changed(source: Source, known: Mapping[str, CatalogueItem], edit: Edit
     positions = []
     for position, (path, label) in enumerate(zip(source.paths, source.labels, strict=True)):
         item = known.get(path)
-        if item is None or not _is_unchanged(source.images, position, item):
+        if not is_text(path):
+            edit.skipped.append(skip_name(path))
+        elif item is None or not _is_unchanged(source.images, position, item):
             positions.append(position)
         else:
-            edit.counts["unchanged"] += 1
+            edit.counts["unchanged" if item.label == label else "relabelled"] += 1
             if item.label != label:
                 edit.replaced.append(replace(item, label=label))
     return positions
@@ -256,7 +259,7 @@ def _settle(edit: Edit, found: Sequence[tuple[NewItem, Embeddings]], displaced: 
     for image, vector in found:
         item = left.get(image.path)
         if item is not None and item.sha256 == image.sha256:
-            edit.counts["unchanged"] += 1
+            edit.counts["unchanged" if item.label == image.label else "relabelled"] += 1
             edit.replaced.append(CatalogueItem(item.id, **vars(image)))
             del left[image.path]
         else:
@@ -267,6 +270,7 @@ def _settle(edit: Edit, found: Sequence[tuple[NewItem, Embeddings]], displaced: 
         if places[image.sha256]:
             item = places[image.sha256].pop(0)
             edit.counts["moved"] += 1
+            edit.counts["relabelled"] += item.label != image.label
             edit.replaced.append(CatalogueItem(item.id, **vars(image)))
         else:
             edit.counts["changed" if image.path in left else "added"] += 1

@@ -112,7 +112,7 @@ def _list_sizes(count: int) -> list[int]:
 
 
 def _try_whole(code: str, held: HeldOut, seed: int) -> Trial:
-    factory = f"IDMap2,{code}"
+    factory = f"IDMap,{code}"
     return measure_trial(index_gallery(factory, held, seed), factory, {}, held)
 
 

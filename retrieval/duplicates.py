@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from indistill.errors import InputError
 from indistill.export.session import Embeddings
 from indistill.retrieval.catalogue import CatalogueItem
-from indistill.retrieval.index import Index
+from indistill.retrieval.protocol import SearchIndex
 
 Positions = NDArray[np.int64]
 NO_PAIRS: tuple[Positions, Positions] = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
@@ -36,7 +36,7 @@ class Duplicate:
 
 
 def find_duplicates(
-    index: Index, threshold: float, on_progress: Callable[[int], None] = lambda _: None
+    index: SearchIndex, threshold: float, on_progress: Callable[[int], None] = lambda _: None
 ) -> list[list[Duplicate]]:
     """Returns the groups of images that pairs join, of equal content or with a cosine of the threshold at least.
 
@@ -131,9 +131,8 @@ class _Joined:
         self._pairs, self._waiting = [NO_PAIRS], 0
 
 
-def _find_first_copies(index: Index) -> Positions:
+def _find_first_copies(index: SearchIndex) -> Positions:
     """Returns for each image the position of the first one with the same content, which may be its own."""
-    rows = index.catalogue.select("SELECT sha256 FROM items ORDER BY id")
-    contents = np.array([row[0] for row in rows], dtype="S64")
+    contents = np.array([item.sha256 for item in index.list_items()], dtype="S64")
     _, firsts, contents_of = np.unique(contents, return_index=True, return_inverse=True)
     return firsts[contents_of].astype(np.int64)

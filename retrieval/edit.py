@@ -18,6 +18,7 @@ from indistill.retrieval.store import (
     CATALOGUE,
     FAISS,
     MODEL,
+    PENDING,
     SKIPPED,
     Manifest,
     commit_generation,
@@ -30,16 +31,20 @@ from indistill.retrieval.store import (
 from indistill.retrieval.types import add_to_faiss, can_remove, make_faiss, read_faiss, remove_from_faiss
 
 MOST_SEGMENTS = 32  # each is a file that a reader holds open
-COUNTS = ("added", "changed", "moved", "removed", "unchanged")
+COUNTS = ("added", "changed", "moved", "relabelled", "removed", "unchanged")
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a change did to an index: numbers of images, the files that were passed over, and what it is now."""
+    """What a change did to an index: numbers of images, the files that were passed over, and what it is now.
+
+    `relabelled` are those of the same content with another label, at their place or, counted there too, moved.
+    """
 
     added: int
     changed: int
     moved: int
+    relabelled: int
     removed: int
     unchanged: int
     skipped: list[SkippedImage]
@@ -59,10 +64,17 @@ class Edit:
 
 
 def apply_edit(index: Index, edit: Edit) -> Changes:
-    """Writes the next generation, unless nothing changes, and tells what happened."""
+    """Writes the next generation, unless nothing changes, and tells what happened.
+
+    Raises:
+        IndexFolderError: the index is damaged.
+        InputError: it cannot be written, or nothing would be left in it.
+    """
     manifest = index.manifest
     if edit.removed or edit.replaced or edit.added:
         manifest = _write_next(index, edit)
+    if edit.added:
+        (index.folder / PENDING).unlink(missing_ok=True)
     return Changes(**edit.counts, skipped=edit.skipped, manifest=manifest)
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from indistill.data.ahead import count_decoders, map_ahead
 from indistill.data.sets import ImageSet
-from indistill.errors import DataError
+from indistill.errors import DataError, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage, read_pixels
 from indistill.preprocess import PixelArray
+from indistill.retrieval.catalogue import is_text
 
 BATCH_SIZE = 32
 AHEAD = 4 * BATCH_SIZE  # images read before they are needed
@@ -89,6 +90,11 @@ def embed_files(
     return EmbeddedImages(files, rows, skipped)
 
 
+def skip_name(name: str) -> SkippedImage:
+    """Returns what is kept of an image whose name no catalogue can hold."""
+    return SkippedImage(name.encode(errors="backslashreplace").decode(), "its name is not valid UTF-8")
+
+
 def _read_ahead(
     images: ImageSet, session: EmbeddingSession, known: Mapping[str, Embeddings], workers: int
 ) -> Iterator[tuple[ImageFile, PixelArray | None] | SkippedImage]:
@@ -97,9 +103,8 @@ def _read_ahead(
 
     def read(item: tuple[int, str]) -> tuple[ImageFile, PixelArray | None] | SkippedImage:
         position, name = item
-        printable = name.encode("utf-8", "backslashreplace").decode("utf-8")
-        if printable != name:
-            return SkippedImage(printable, "its name is not UTF-8")
+        if not is_text(name):
+            return skip_name(name)
         try:
             stored = images.fetch(position)
             sha256 = hashlib.sha256(stored.content).hexdigest()
@@ -107,7 +112,7 @@ def _read_ahead(
         except DataError as error:
             return SkippedImage(name, str(error))
         except OSError as error:
-            return SkippedImage(name, error.strerror or str(error))
+            return SkippedImage(name, describe_os_error(error))
         return ImageFile(name, sha256, len(stored.content), stored.modified_ns), pixels
 
     return map_ahead(read, enumerate(images.names), workers=workers, ahead=AHEAD)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indistill.errors import DataError, suggest_nearest
+from indistill.errors import DataError, describe_os_error, suggest_nearest
 from indistill.retrieval.metrics import Figures
 from indistill.retrieval.ranks import Ranks
 
@@ -47,7 +47,7 @@ def read_ground_truth(path: Path) -> dict[str, dict[str, list[str]]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"ground truth {path} cannot be read: {error.strerror}") from error
+        raise DataError(f"ground truth {path} cannot be read: {describe_os_error(error)}") from error
     except ValueError as error:
         raise DataError(f"ground truth {path} is not JSON: {error}") from error
     form = 'it must be {"query image": {"easy": [gallery images], "hard": [...], "junk": [...]}, ...}'

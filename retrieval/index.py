@@ -1,6 +1,6 @@
 """An index opened for reading: FAISS index, catalogue, stored embeddings and model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from indistill.retrieval.store import (
     MODEL,
     Manifest,
     name_generation,
-    read_current,
-    read_manifest,
+    read_generation,
+    require_whole,
 )
 from indistill.retrieval.types import can_filter, read_faiss, search_faiss, set_parameters
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from indistill.retrieval.where import Where
 
 EXACT_SHARE = 20  # a twentieth of the images or fewer are scored one by one, instead of searched with a filter
-ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,24 @@ def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> Emb
         IndexFolderError: the model is not the one that made the index's vectors.
         ModelError: the model cannot be run.
     """
-    manifest = read_manifest(folder)
+    return read_generation(folder, lambda manifest: _open_model(folder, manifest, model, threads))
+
+
+def _open_model(folder: Path, manifest: Manifest, model: Path | None, threads: int) -> EmbeddingSession:
     expected = manifest.model_sha256
     path = model or name_generation(folder, manifest.generation) / MODEL
-    if path.is_file() and hash_file(path) != expected:
-        if model is None:
-            raise IndexFolderError(f"the index {folder} is damaged: its {MODEL} is not the one it was built with")
-        raise IndexFolderError(
-            f"{model} is not the model of the index {folder} (SHA-256 {hash_file(path)[:12]}..., the index has "
-            f"{expected[:12]}...): leave --model out, or build an index with this model"
-        )
-    return EmbeddingSession(path, threads)
+    try:
+        found = hash_file(path)
+    except OSError:
+        return EmbeddingSession(path, threads)  # whose error says why
+    if found == expected:
+        return EmbeddingSession(path, threads)
+    if model is None:
+        raise IndexFolderError(f"the index {folder} is damaged: its {MODEL} is not the one it was built with")
+    raise IndexFolderError(
+        f"{model} is not the model of the index {folder} (SHA-256 {found[:12]}..., the index has "
+        f"{expected[:12]}...): leave --model out, or build an index with this model"
+    )
 
 
 def is_few(count: int, manifest: Manifest) -> bool:
@@ -118,26 +124,23 @@ class Index:
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder, self._threads = folder, threads
         self._session: EmbeddingSession | None = None
-        for attempt in range(ATTEMPTS):
-            self.manifest = read_manifest(folder)
-            try:
-                self._open(name_generation(folder, self.manifest.generation))
-                break
-            except IndexFolderError:  # perhaps removed just now, after two changes
-                if read_current(folder) == self.manifest.generation or attempt == ATTEMPTS - 1:
-                    raise
+        self.manifest = read_generation(folder, self._open)
         self.root = Path(self.manifest.root)
 
-    def _open(self, generation: Path) -> None:
+    def _open(self, manifest: Manifest) -> Manifest:
+        generation = name_generation(self.folder, manifest.generation)
+        # FAISS 1.12 maps a file that was cut short, and searching it can end the process.
+        require_whole(self.folder, manifest, [FAISS, CATALOGUE, *manifest.segments], by_size=True)
         try:
             self.faiss: Any = read_faiss(generation / FAISS, mapped=True)
         except (RuntimeError, OSError) as error:
             raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} cannot be read") from error
-        if self.faiss.ntotal != self.manifest.items or self.faiss.d != self.manifest.dimension:
+        if self.faiss.ntotal != manifest.items or self.faiss.d != manifest.dimension:
             raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} does not fit its {MANIFEST}")
-        set_parameters(self.faiss, self.manifest.parameters)
+        set_parameters(self.faiss, manifest.parameters)
+        self._segments = Segments([generation / name for name in manifest.segments], manifest.dimension)
         self.catalogue = Catalogue(generation / CATALOGUE)
-        self._segments = Segments([generation / name for name in self.manifest.segments], self.manifest.dimension)
+        return manifest
 
     def __enter__(self) -> "Index":
         return self
@@ -148,6 +151,20 @@ class Index:
     def close(self) -> None:
         """Closes the files."""
         self.catalogue.close()
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    @property
+    def work(self) -> Path:
+        """The folder for what a change leaves when it is cut off."""
+        return self.folder
+
+    def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
+        """Returns the model of the folder; see `open_model`."""
+        return open_model(self.folder, model, threads)
 
     @classmethod
     def open(cls, folder: Path | str, threads: int = 1) -> "Index":
@@ -231,6 +248,23 @@ class Index:
         """Returns the items of some ids, by id; ids that the index does not have are left out."""
         return self.catalogue.find_items(ids)
 
+    def find_paths(self, paths: Sequence[str]) -> dict[str, CatalogueItem]:
+        """Returns the items of some paths, by path; paths that are not there are left out."""
+        return self.catalogue.find_paths(paths)
+
+    def find_content(self, sha256: str) -> int | None:
+        """Returns the id of an image with this content, None where there is none."""
+        return self.catalogue.find_content(sha256)
+
+    def list_items(self) -> Iterator[CatalogueItem]:
+        """Yields all items, by id."""
+        return self.catalogue.list_items()
+
+    def list_page(self, after: int, limit: int) -> list[CatalogueItem]:
+        """Returns the first items with an id above `after`, by id."""
+        rows = self.catalogue.select("SELECT * FROM items WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+        return [CatalogueItem(*row) for row in rows]
+
     def find_ids(self, where: "Where") -> Ids:
         """Returns the ids (N,) of the images that a condition holds for, ascending."""
         rows = self.catalogue.select(f"SELECT id FROM items WHERE {where.sql} ORDER BY id", where.values)
@@ -258,14 +292,16 @@ class Index:
     def _search_ordered(self, queries: Embeddings, k: int, total: int, among: Ids | None) -> tuple[Embeddings, Ids]:
         """FAISS breaks ties as it likes, also at the last place: fetch on until the tie there ends, then sort."""
         fetched = min(total, k + 1)
+        tied = np.arange(len(queries))
+        best = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
         before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(self._threads)
         try:
-            while True:
-                scores, ids = search_faiss(self.faiss, queries, fetched, among)
-                if fetched == total or ((scores[:, -1] < scores[:, k - 1]) | (ids[:, -1] == NOTHING)).all():
-                    break
+            while len(tied):
+                scores, ids = search_faiss(self.faiss, queries[tied], fetched, among)
+                best[0][tied], best[1][tied] = sort_hits(scores, ids, k)
+                tied = tied[(scores[:, -1] == scores[:, k - 1]) & (ids[:, -1] != NOTHING) & (fetched < total)]
                 fetched = min(total, 2 * fetched)
         finally:
             faiss.omp_set_num_threads(before)  # torch may share this setting, in the same process
-        return sort_hits(scores, ids, k)
+        return best

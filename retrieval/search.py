@@ -17,7 +17,8 @@ from indistill.hashing import hash_file
 from indistill.images import ImageSource, read_pixels
 from indistill.preprocess import PixelArray
 from indistill.retrieval.index import Hit
-from indistill.retrieval.opening import SearchIndex, open_index, open_model
+from indistill.retrieval.opening import Location, open_index, open_model
+from indistill.retrieval.protocol import SearchIndex
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where
@@ -67,7 +68,7 @@ class SearchResults:
 
 
 def search_images(
-    folder: Path,
+    folder: Location,
     queries: Sequence[Query],
     *,
     k: int,
@@ -77,7 +78,7 @@ def search_images(
     """Returns the k nearest images of an index for each query, fewer where no more meet the options.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         queries: images as paths, encoded bytes or PIL images, or ids of catalogued images, with their stored vectors.
         k: hits for each query.
         model: the index's model from elsewhere.
@@ -176,7 +177,7 @@ def _find_paths(index: SearchIndex, ids: Sequence[int]) -> dict[int, str]:
     unknown = set(ids) - set(items)
     if unknown:
         raise InputError(
-            f"id {min(unknown)} is not in the index {index.folder}, which holds {index.manifest.items:,} images; "
+            f"id {min(unknown)} is not in the index {index.name}, which holds {index.manifest.items:,} images; "
             "a search prints the ids of its hits"
         )
     return {i: item.path for i, item in items.items()}

@@ -13,10 +13,16 @@ Ids = NDArray[np.int64]
 
 
 def write_segment(path: Path, ids: Ids, vectors: Embeddings) -> None:
-    """Writes the vectors (N, D) of ids (N,), which ascend."""
+    """Writes the vectors (N, D) of ids (N,), which ascend.
+
+    Raises:
+        OSError: not all of it can be written.
+    """
     rows = np.empty(len(ids), dtype=_describe_row(vectors.shape[1]))
     rows["id"], rows["vector"] = ids, vectors
-    np.save(path, rows)
+    with path.open("wb") as stream:  # checks each write; np.save loses the end of a file on a full disk in silence
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(rows))
+        stream.write(rows.view(np.uint8).data)
 
 
 class Segments:

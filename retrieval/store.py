@@ -2,7 +2,7 @@
 
 CURRENT                         the name of the generation in force
 generations/00000001/
-    manifest.json               what the generation is, with the SHA-256 of each of its files
+    manifest.json               what the generation is, with the size and SHA-256 of each of its files
     index.faiss                 what FAISS searches, by id
     vectors-00000001.npy        the embeddings by id, of one change each; later generations link to them
     catalogue.sqlite            the images, by id
@@ -21,18 +21,20 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from indistill.durable import move_into_place, name_aside, write_aside
-from indistill.errors import IndexFolderError, InputError
+from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
+from indistill.retrieval.catalogue import is_text
 
 CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
 PENDING_CHUNKS = "pending.chunks"
@@ -45,7 +47,10 @@ MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "skipped.jsonl",
 )
 FORMAT = 2
+NO_SOURCE = "-"
 AGAIN = "build it again by 'indistill index build --overwrite'"
+ATTEMPTS = 5
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,10 @@ class Manifest:
         parameters: of the index type when it is searched, such as `nprobe`.
         trained_on: number of images when the index type was chosen and trained.
         trials: what was tried when the type was chosen; empty for one that was named.
+        source: the data spec of the gallery, which `sync` follows; `-` where there is none, as for paths from standard
+            input; empty where it is not known, so that `sync` follows the root.
         files: SHA-256 of each other file of the generation.
+        sizes: of these files, in bytes; empty where an earlier indistill wrote it.
         format: of the folder.
     """
 
@@ -83,7 +91,9 @@ class Manifest:
     parameters: dict[str, int] = field(default_factory=dict)
     trained_on: int = 0
     trials: tuple[dict[str, object], ...] = ()
+    source: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
 
@@ -93,7 +103,31 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         IndexFolderError: the folder is no index, is damaged, or of another format.
     """
-    number = read_current(folder)
+    return read_generation(folder, lambda manifest: manifest)
+
+
+def read_generation(folder: Path, read: Callable[[Manifest], Found]) -> Found:
+    """Returns what is read of the generation in force; of the next one, where changes remove it meanwhile.
+
+    Args:
+        folder: the index folder.
+        read: called with the manifest of the generation.
+
+    Raises:
+        IndexFolderError: the folder is no index, is damaged, or of another format.
+    """
+    require_text(folder)
+    for _ in range(ATTEMPTS - 1):
+        number = read_current(folder)
+        try:
+            return read(_read_manifest(folder, number))
+        except IndistillError:
+            if read_current(folder) == number:
+                raise
+    return read(_read_manifest(folder, read_current(folder)))
+
+
+def _read_manifest(folder: Path, number: int | None) -> Manifest:
     if number is None:
         if (folder / PENDING).is_file() or (folder / PENDING_CHUNKS).is_dir():
             raise IndexFolderError(
@@ -113,8 +147,10 @@ def read_manifest(folder: Path) -> Manifest:
         if found == FORMAT:
             content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
             manifest = Manifest(**content)
-            _check_names(manifest)
+            _check_names(manifest, number)
             return manifest
+    except PermissionError as error:
+        raise IndexFolderError(f"the index {folder} cannot be read: {describe_os_error(error)}") from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; {AGAIN}") from error
     if isinstance(found, int) and found > FORMAT:
@@ -122,12 +158,19 @@ def read_manifest(folder: Path) -> Manifest:
     raise IndexFolderError(f"the index {folder} has format {found!r}, of an earlier indistill; {AGAIN}")
 
 
-def _check_names(manifest: Manifest) -> None:
-    """Raises ValueError where a manifest, which anyone may have written, names files that are not a generation's."""
+def _check_names(manifest: Manifest, number: int) -> None:
+    """Raises ValueError where a manifest, which anyone may have written, names what is not its generation's."""
     needed = {FAISS, CATALOGUE, MODEL, SKIPPED, *manifest.segments}
     strange = [name for name in manifest.segments if not re.fullmatch(r"vectors-\d{8}\.npy", name)]
-    if strange or set(manifest.files) != needed or not isinstance(manifest.root, str):
+    if (
+        strange
+        or set(manifest.files) != needed
+        or not isinstance(manifest.root, str)
+        or not isinstance(manifest.source, str)
+    ):
         raise ValueError(manifest.files)
+    if manifest.generation != number or not set(manifest.sizes) <= needed:
+        raise ValueError(manifest.generation, manifest.sizes)
 
 
 def refuse_shard(folder: Path) -> None:
@@ -140,12 +183,14 @@ def read_current(folder: Path) -> int | None:
     """Returns the number of the generation in force, None where there is none yet.
 
     Raises:
-        IndexFolderError: what says so is damaged.
+        IndexFolderError: what says so is damaged, or cannot be read.
     """
     try:
         name = (folder / CURRENT).read_bytes().strip()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise IndexFolderError(f"the index {folder} cannot be read: {describe_os_error(error)}") from error
     if not re.fullmatch(rb"\d{8}", name):
         raise IndexFolderError(f"the index {folder} is damaged: its {CURRENT} cannot be read; {AGAIN}")
     return int(name)
@@ -157,13 +202,19 @@ def name_generation(folder: Path, number: int) -> Path:
 
 
 @contextmanager
-def lock_index(folder: Path) -> Iterator[None]:
+def lock_index(folder: Path, *, create: bool = False) -> Iterator[None]:
     """Holds the right to write to an index folder.
 
+    Args:
+        folder: the index folder.
+        create: whether an index may be made there; otherwise a folder that is none is left as it is.
+
     Raises:
-        IndexFolderError: another process holds it.
+        IndexFolderError: another process holds it, or the folder is no index.
         InputError: the folder cannot be written to.
     """
+    if not create:
+        read_manifest(folder)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -172,7 +223,7 @@ def lock_index(folder: Path) -> Iterator[None]:
             f"the index {folder} is being changed by another process; give the command again when that has ended"
         ) from error
     except OSError as error:
-        raise InputError(f"the index {folder} cannot be written: {error.strerror}") from error
+        raise InputError(f"the index {folder} cannot be written: {describe_os_error(error)}") from error
     try:
         _refuse_links(folder)
         yield
@@ -180,9 +231,15 @@ def lock_index(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def require_text(folder: Path) -> None:
+    """Raises InputError where the path of an index is not UTF-8: neither FAISS nor ONNX Runtime opens such a file."""
+    if not is_text(str(folder)):
+        raise InputError(f"the index {folder} cannot be used: its path is not valid UTF-8; rename it")
+
+
 def _refuse_links(folder: Path) -> None:
     """An index from elsewhere must not lead what is written here to another place."""
-    for name in (CURRENT, name_aside(Path(CURRENT)).name, PENDING, GENERATIONS):
+    for name in (CURRENT, name_aside(Path(CURRENT)).name, PENDING, PENDING_CHUNKS, GENERATIONS):
         if (folder / name).is_symlink():
             raise IndexFolderError(f"the index {folder} has a link in place of its {name}: it is not safe to change")
 
@@ -192,23 +249,26 @@ def draft_generation(folder: Path) -> Iterator[Path]:
     """Yields a folder for the next generation, of a folder that is locked; it goes away unless it is committed.
 
     Raises:
+        IndexFolderError: the catalogue that is changed is damaged.
         InputError: something cannot be written.
     """
     current = _find_last(folder)
     draft = folder / GENERATIONS / f".{current + 1:08d}"
     try:
         draft.parent.mkdir(exist_ok=True)
-        for leftover in draft.parent.iterdir():  # of a process that was killed
-            if not leftover.name.isdecimal() or int(leftover.name) > current:
-                shutil.rmtree(leftover)
+        later = [path for number, path in _list_generations(folder).items() if number > current]
+        for leftover in (*draft.parent.glob("." + 8 * "[0-9]"), *later):  # of a process that was killed
+            shutil.rmtree(leftover)
         draft.mkdir()
         try:
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except (OSError, sqlite3.OperationalError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = describe_os_error(error) if isinstance(error, OSError) else error
         raise InputError(f"the index {folder} cannot be written: {reason}") from error
+    except sqlite3.DatabaseError as error:
+        raise IndexFolderError(f"the index {folder} is damaged: its {CATALOGUE}: {error}; {AGAIN}") from error
 
 
 def commit_generation(draft: Path, manifest: Manifest, unchanged: Mapping[str, str] = MappingProxyType({})) -> Manifest:
@@ -218,11 +278,17 @@ def commit_generation(draft: Path, manifest: Manifest, unchanged: Mapping[str, s
         draft: where all files but the manifest lie.
         manifest: of which the number and the checksums are filled in here.
         unchanged: the SHA-256 of files that were linked from the generation before.
+
+    Raises:
+        InputError: the model is not the one that made the vectors.
     """
     folder, number = draft.parent.parent, int(draft.name[1:])
     paths = sorted(draft.iterdir())
     files = {path.name: unchanged.get(path.name) or hash_file(path) for path in paths}
-    manifest = replace(manifest, generation=number, files=files)
+    if files[MODEL] != manifest.model_sha256:
+        raise InputError(f"the model of the index {folder} was changed meanwhile: give the command again")
+    sizes = {path.name: path.stat().st_size for path in paths}
+    manifest = replace(manifest, generation=number, files=files, sizes=sizes)
     (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     for path in (*paths, draft / MANIFEST, draft):
         _sync(path)
@@ -230,10 +296,10 @@ def commit_generation(draft: Path, manifest: Manifest, unchanged: Mapping[str, s
     with write_aside(folder / CURRENT) as stream:
         stream.write(f"{number:08d}\n".encode())
     move_into_place(name_aside(folder / CURRENT), folder / CURRENT)
-    for name in (PENDING, MODEL, SKIPPED):  # the last two lay here in format 1
+    for name in (MODEL, SKIPPED):  # they lay here in format 1
         (folder / name).unlink(missing_ok=True)
-    for path in (folder / GENERATIONS).iterdir():
-        if path.name.isdecimal() and int(path.name) < number - 1:
+    for earlier, path in _list_generations(folder).items():
+        if earlier < number - 1:
             shutil.rmtree(path, ignore_errors=True)  # Windows keeps what is open
     return manifest
 
@@ -247,21 +313,42 @@ def link_files(source: Path, draft: Path, names: Sequence[str]) -> None:
             shutil.copyfile(source / name, draft / name)
 
 
-def require_whole(folder: Path, manifest: Manifest, names: Sequence[str]) -> None:
-    """Raises IndexFolderError unless files of the generation in force are as they were written."""
-    generation = name_generation(folder, manifest.generation)
+def find_damage(folder: Path, manifest: Manifest, name: str, *, by_size: bool = False) -> str | None:
+    """Returns what is wrong with a file of a generation, None where nothing is.
+
+    Args:
+        folder: the index folder.
+        manifest: of the generation.
+        name: of the file.
+        by_size: compare the size alone, which takes no time, instead of all bytes.
+    """
+    path = name_generation(folder, manifest.generation) / name
+    try:
+        size = path.stat().st_size
+        if size != manifest.sizes.get(name, size) or not (by_size or hash_file(path) == manifest.files[name]):
+            return "is not as it was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {describe_os_error(error)}"
+    return None
+
+
+def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], *, by_size: bool = False) -> None:
+    """Raises IndexFolderError unless files of a generation are as they were written; see `find_damage`."""
     for name in names:
-        if not (generation / name).is_file() or hash_file(generation / name) != manifest.files[name]:
+        damage = find_damage(folder, manifest, name, by_size=by_size)
+        if damage is not None:
             raise IndexFolderError(
-                f"the index {folder} is damaged: its {name} is missing or not as it was written; 'indistill index "
-                f"rebuild' mends an {FAISS}, 'indistill index build --overwrite' the rest"
+                f"the index {folder} is damaged: its {name} {damage}; 'indistill index rebuild' mends an {FAISS}, "
+                "'indistill index build --overwrite' the rest"
             )
 
 
 def write_skipped(path: Path, skipped: Sequence[SkippedImage]) -> None:
     """Writes the files that were passed over, an object a line."""
     lines = (json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in skipped)
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -280,8 +367,12 @@ def _find_last(folder: Path) -> int:
     try:
         return read_current(folder) or 0
     except IndexFolderError:
-        there = (folder / GENERATIONS).iterdir() if (folder / GENERATIONS).is_dir() else ()
-        return max((int(path.name) for path in there if path.name.isdecimal()), default=0)
+        return max(_list_generations(folder), default=0)
+
+
+def _list_generations(folder: Path) -> dict[int, Path]:
+    """Returns the generations that lie in a folder by their numbers; others may have put more there."""
+    return {int(path.name): path for path in (folder / GENERATIONS).glob(8 * "[0-9]")}
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,6 @@ from indistill.retrieval.types import FaissIndex, Vectors, find_ivf, make_faiss,
 
 HELD_OUT = 500  # queries: a standard error of 0.001 to 0.002 at recall 0.99
 ID_BYTES = 8
-MAP_BYTES = 48  # of IDMap2's table from id to row, in memory; measured on 1,000,000 ids
 TIMED_QUERIES, TIMED_SECONDS = 100, 1.0
 ROUNDING = 1e-6  # of float32 inner products of unit vectors
 
@@ -105,7 +104,7 @@ def _time_single(index: FaissIndex, held: HeldOut) -> float:
 def _estimate_memory(index: FaissIndex, count: int) -> int:
     ivf = find_ivf(index)
     if ivf is None:
-        return int(count * (faiss.downcast_index(index.index).code_size + ID_BYTES + MAP_BYTES))
+        return int(count * (faiss.downcast_index(index.index).code_size + ID_BYTES))
     return int(count * (ivf.code_size + ID_BYTES) + 4 * index.d * ivf.nlist)
 
 

@@ -4,12 +4,12 @@ A type is named by FAISS's factory string. What was run of each family, with fai
 (Flat, SQ8, IVF and HNSW with 1.12.0 too):
 
 family                              add later   remove   search among some   memory-mapped by
-IDMap2 over Flat, SQ*, RaBitQ       yes         yes      yes                 IO_FLAG_MMAP_IFC
+IDMap over Flat, SQ*, RaBitQ        yes         yes      yes                 IO_FLAG_MMAP_IFC
 IVF*, also after OPQ, PCA, RR       yes         yes      yes                 IO_FLAG_MMAP
-IDMap2 over HNSW                    yes         no       yes                 IO_FLAG_MMAP_IFC
-IDMap2 over any type with Refine    yes         no       no                  IO_FLAG_MMAP_IFC
+IDMap over HNSW                     yes         no       yes                 IO_FLAG_MMAP_IFC
+IDMap over any type with Refine     yes         no       no                  IO_FLAG_MMAP_IFC
 
-All others are refused; above all IDMap2 straight over IVF, where FAISS's remove_ids gives every vector that stays
+All others are refused; above all IDMap straight over IVF, where FAISS's remove_ids gives every vector that stays
 the id of another.
 """
 
@@ -34,12 +34,13 @@ FaissIndex: TypeAlias = faiss.Index
 POINTS_PER_LIST = 40
 LEAST_SAMPLE = 2**16  # training vectors where they exist, for codes: 256 for each of the 256 centroids of PQ
 NEIGHBOURS = range(2, 257)  # of a node of HNSW
+EXACT = "IDMap,Flat"  # IDMap2 finds the vector of an id too, for 48 bytes of memory each: the segments do that
 EXAMPLES = "Flat, SQfp16, SQ8, IVF1024,Flat, IVF1024,SQ8, OPQ32,IVF1024,PQ32 or HNSW32"
 PARAMETERS = {"nprobe": "nprobe", "efSearch": "efSearch", "k_factor": "k_factor_rf"}  # ours: of faiss.ParameterSpace
 
 
 def check_factory(text: str, dimension: int) -> str:
-    """Returns the factory string of an index that holds ids: as it is for IVF, with IDMap2 before it for all others.
+    """Returns the factory string of an index that holds ids: as it is for IVF, with IDMap before it for all others.
 
     Raises:
         InputError: FAISS does not know the string, or the type cannot hold ids, take vectors later, or keep ids right.
@@ -64,7 +65,7 @@ def check_factory(text: str, dimension: int) -> str:
         quantizer = faiss.downcast_index(leaf.quantizer)
         if leaf.nlist < 1 or not isinstance(quantizer, (faiss.IndexFlat, faiss.IndexHNSW)):
             raise InputError(f"'{shown}' cannot be used: give IVF1024 or IVF65536_HNSW32 as the lists of '{shown}'")
-        return f"IDMap2,{bare}" if refined else text
+        return f"IDMap,{bare}" if refined else text
     neighbours = re.fullmatch(r"(?:.*,)?HNSW(\d+).*", text)
     if neighbours and int(neighbours[1]) not in NEIGHBOURS:
         raise InputError(f"'{shown}' cannot be used: give 2 to 256 neighbours, as in HNSW32")
@@ -73,7 +74,7 @@ def check_factory(text: str, dimension: int) -> str:
             f"'{shown}' cannot be added to, removed from or searched with a filter ({type(leaf).__name__}): "
             f"give one such as {EXAMPLES}"
         )
-    return f"IDMap2,{bare}"
+    return f"IDMap,{bare}"
 
 
 def can_remove(factory: str) -> bool:
@@ -172,7 +173,7 @@ def set_parameters(index: FaissIndex, parameters: Mapping[str, int]) -> None:
     """Sets how an index searches; the values are written with it.
 
     Args:
-        index: of any type, also behind IDMap2, OPQ and the like.
+        index: of any type, also behind IDMap, OPQ and the like.
         parameters: `nprobe` of IVF, `efSearch` of HNSW, `k_factor` of Refine; each at least 1.
 
     Raises:
@@ -248,7 +249,7 @@ def list_ids(index: FaissIndex) -> Ids:
 
 
 def find_ivf(index: FaissIndex) -> Any:  # noqa: ANN401
-    """Returns the IVF part of an index, behind IDMap2, OPQ or Refine, or None."""
+    """Returns the IVF part of an index, behind IDMap, OPQ or Refine, or None."""
     return faiss.try_extract_index_ivf(index)
 
 

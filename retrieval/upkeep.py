@@ -8,26 +8,31 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from indistill import __version__
-from indistill.errors import ExistsError, IndexFolderError, IndistillError, InputError
+from indistill.errors import ExistsError, IndexFolderError, IndistillError, InputError, describe_os_error
 from indistill.export.session import Embeddings
-from indistill.hashing import hash_file
-from indistill.retrieval.build import IndexType, name_segment, write_faiss
+from indistill.retrieval.build import IndexType, check_index_output, name_segment, write_faiss
 from indistill.retrieval.catalogue import Catalogue, CatalogueItem, NewItem, edit_catalogue
 from indistill.retrieval.index import Index
 from indistill.retrieval.segments import Ids, Segments, write_segment
+from indistill.retrieval.sources import name_item
 from indistill.retrieval.store import (
+    ATTEMPTS,
     CATALOGUE,
+    CURRENT,
     FAISS,
     MANIFEST,
     MODEL,
+    NO_SOURCE,
     SKIPPED,
     Manifest,
     commit_generation,
     discard_unfinished,
     draft_generation,
+    find_damage,
     link_files,
     lock_index,
     name_generation,
+    read_current,
     read_manifest,
     require_whole,
     write_skipped,
@@ -54,24 +59,27 @@ def verify_index(folder: Path, on_progress: Callable[[int], None] = lambda _: No
     Raises:
         IndexFolderError: the folder is no index, or its manifest is damaged.
     """
-    manifest = read_manifest(folder)
-    generation = name_generation(folder, manifest.generation)
-    problems = []
-    for name, expected in manifest.files.items():
-        path = generation / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif hash_file(path) != expected:
-            problems.append(f"{name} is not as it was written")
-        on_progress(1)
-    problems += [
-        f"{path.name} does not belong here"
-        for path in sorted(generation.iterdir())
-        if path.name not in manifest.files and path.name != MANIFEST
-    ]
-    if not problems:
-        problems += _compare_ids(folder)
+    for _ in range(ATTEMPTS):
+        manifest = read_manifest(folder)
+        problems = _find_problems(folder, manifest, on_progress)
+        if not problems or read_current(folder) == manifest.generation:
+            break  # else changes have removed the generation meanwhile
     return Verification(tuple(problems), len(manifest.files), manifest.items)
+
+
+def _find_problems(folder: Path, manifest: Manifest, on_progress: Callable[[int], None]) -> list[str]:
+    problems = []
+    for name in manifest.files:
+        damage = find_damage(folder, manifest, name)
+        if damage is not None:
+            problems.append(f"{name} {damage}")
+        on_progress(1)
+    try:
+        there = sorted(path.name for path in name_generation(folder, manifest.generation).iterdir())
+    except OSError as error:
+        return [*problems, f"generation {manifest.generation} cannot be read: {describe_os_error(error)}"]
+    problems += [f"{name} does not belong here" for name in there if name not in {*manifest.files, MANIFEST}]
+    return problems or _compare_ids(folder)
 
 
 def rebuild_index(folder: Path, choose: Callable[[Embeddings], IndexType] | None = None) -> Manifest:
@@ -138,19 +146,18 @@ def compact_index(folder: Path) -> Manifest:
 def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
     """Writes a new index with the images of several of one model. Those of the first keep their ids, others get new.
 
-    Images keep their paths where the gallery's root is that of the first, and have absolute ones where it is not.
+    An image's path becomes relative to the root of the first, or absolute outside it.
 
     Args:
         folders: the index folders, two or more.
         out: the folder to write.
 
     Raises:
-        ExistsError: the folder exists.
+        ExistsError: the folder exists, and is not what a merge that was cut off has left.
         IndexFolderError: an index is damaged, or has another model.
         InputError: it cannot be written, or an image is in two of them.
     """
-    if out.exists():
-        raise ExistsError(f"{out} exists; choose another --out")
+    _check_merge_output(out)
     first, *others = [read_manifest(folder) for folder in folders]
     for folder, manifest in zip(folders[1:], others, strict=True):
         if manifest.model_sha256 != first.model_sha256:
@@ -165,10 +172,11 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
     for folder, manifest in zip(folders, (first, *others), strict=True):
         require_whole(folder, manifest, [name for name in manifest.files if name != FAISS])
     try:
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
-    with lock_index(out), discard_unfinished(out), draft_generation(out) as draft:
+        raise InputError(f"the index {out} cannot be written: {describe_os_error(error)}") from error
+    with lock_index(out, create=True), discard_unfinished(out), draft_generation(out) as draft:
+        _check_merge_output(out)  # another process may have been first
         source = name_generation(folders[0], first.generation)
         shutil.copyfile(source / MODEL, draft / MODEL)
         shutil.copyfile(source / CATALOGUE, draft / CATALOGUE)
@@ -190,13 +198,25 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
         write_segment(draft / name_segment(1), ids, vectors)
         write_faiss(make_faiss(first.factory, vectors, ids), draft / FAISS)
         made = replace(
-            first, items=len(ids), trained_on=len(ids), segments=(name_segment(1),), skipped=0, version=__version__
+            first,
+            items=len(ids),
+            trained_on=len(ids),
+            segments=(name_segment(1),),
+            skipped=0,
+            source=first.source if first.source in ("", first.root) else NO_SOURCE,
+            version=__version__,
         )
         return commit_generation(draft, made)
 
 
+def _check_merge_output(out: Path) -> None:
+    if (out / CURRENT).exists():
+        raise ExistsError(f"the index {out} exists; choose another --out")
+    check_index_output(out, overwrite=False)
+
+
 def _move_item(item: CatalogueItem, root: str, new_root: str) -> NewItem:
-    path = item.path if root == new_root else PurePath(root, item.path).as_posix()
+    path = name_item(new_root, root, item.path)
     return NewItem(path, item.label, item.sha256, item.size_bytes, item.modified_ns)
 
 

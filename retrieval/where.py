@@ -12,11 +12,11 @@ Nothing that the user writes comes into the SQL: fields and words are looked up,
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn, TypeAlias
 
 from indistill.errors import InputError, escape_text, suggest_nearest
 
@@ -58,11 +58,47 @@ TOKEN = re.compile(
 
 
 @dataclass(frozen=True)
-class Where:
-    """A condition as SQL over the columns of the table `items`, and the values of its parameters in their order."""
+class Comparison:
+    """A column of the table `items` compared with values: one of OPERATORS, LIKE, IN, or IS NULL, which has none."""
 
-    sql: str
-    values: tuple[Value, ...]
+    column: str
+    operator: str
+    values: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Negation:
+    """What holds where a condition is false."""
+
+    part: "Condition"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Conditions joined by one word."""
+
+    word: Literal["AND", "OR"]
+    parts: tuple["Condition", ...]
+
+
+Condition: TypeAlias = Comparison | Negation | Chain
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition on the columns of the table `items`."""
+
+    condition: Condition
+
+    @property
+    def sql(self) -> str:
+        """The condition as SQL, with a mark for each value."""
+        return f"({_write_sql(self.condition)})"
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """What the marks stand for, in their order."""
+        return tuple(_list_values(self.condition))
 
 
 class Token(NamedTuple):
@@ -74,7 +110,7 @@ class Token(NamedTuple):
 
 
 def parse_where(text: str) -> Where:
-    """Returns a condition as SQL with bound parameters.
+    """Returns a condition, which is SQL with bound parameters.
 
     Fields are id, path, label, size (bytes), sha256 and modified. Texts stand in single or double quotes, and a quote
     within is doubled. `modified` is compared with a date, `'2026-05-01'` or `'2026-05-01 12:30'` (UTC unless it names
@@ -95,38 +131,38 @@ class _Parser:
         self._next = 0
         self._depth = 0
         self._comparisons = 0
-        self._values: list[Value] = []
 
     def parse(self) -> Where:
-        sql = self._read_or()
+        condition = self._read_or()
         if self._peek().kind != "end":
             self._refuse("'and', 'or' or the end")
-        return Where(f"({sql})", tuple(self._values))
+        return Where(condition)
 
-    def _read_or(self) -> str:
-        return self._read_chain("or", lambda: self._read_chain("and", self._read_not))
+    def _read_or(self) -> Condition:
+        return self._read_chain("OR", lambda: self._read_chain("AND", self._read_not))
 
-    def _read_chain(self, word: str, read: Callable[[], str]) -> str:
+    def _read_chain(self, word: Literal["AND", "OR"], read: Callable[[], Condition]) -> Condition:
         parts = [read()]
-        while self._take(word):
+        while self._take(word.lower()):
             parts.append(read())
-        return f" {word.upper()} ".join(parts)
+        return Chain(word, tuple(parts)) if len(parts) > 1 else parts[0]
 
-    def _read_not(self) -> str:
+    def _read_not(self) -> Condition:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             _fail(self._peek(), f"nested more than {MAX_DEPTH} deep")
+        condition: Condition
         if self._take("not"):
-            sql = f"NOT {self._read_not()}"
+            condition = Negation(self._read_not())
         elif self._take("("):
-            sql = f"({self._read_or()})"
+            condition = self._read_or()
             self._require(")")
         else:
-            sql = self._read_comparison()
+            condition = self._read_comparison()
         self._depth -= 1
-        return sql
+        return condition
 
-    def _read_comparison(self) -> str:
+    def _read_comparison(self) -> Condition:
         self._comparisons += 1
         if self._comparisons > MAX_COMPARISONS:
             _fail(self._peek(), f"more than {MAX_COMPARISONS} comparisons")
@@ -135,19 +171,19 @@ class _Parser:
             if self._take(operator):
                 if self._peek().text.lower() == "null":
                     _fail(self._peek(), "nothing is equal to null; write 'is null' or 'is not null'")
-                return f"{column} {operator} {self._read_value(kind)}"
+                return Comparison(column, operator, (self._read_value(kind),))
         if self._take("is"):
-            negated = "NOT " if self._take("not") else ""
+            negated = self._take("not")
             self._require("null")
-            return f"{column} IS {negated}NULL"
-        negated = "NOT " if self._take("not") else ""
+            return _negate(Comparison(column, "IS NULL"), negated)
+        negated = self._take("not")
         if self._take("in"):
-            return f"{column} {negated}IN ({self._read_list(kind)})"
+            return _negate(Comparison(column, "IN", self._read_list(kind)), negated)
         if self._peek().text.lower() == "like" and kind != "text":
             _fail(self._peek(), "'like' compares text: path, label or sha256")
         if not self._take("like"):
             self._refuse("'like' or 'in'" if negated else "one of = != < <= > >=, like, in, is")
-        return f"{column} {negated}LIKE {self._read_value(kind)}"
+        return _negate(Comparison(column, "LIKE", (self._read_value(kind),)), negated)
 
     def _read_field(self) -> Field:
         token = self._peek()
@@ -160,23 +196,24 @@ class _Parser:
         self._next += 1
         return field
 
-    def _read_list(self, kind: Kind) -> str:
+    def _read_list(self, kind: Kind) -> tuple[Value, ...]:
         self._require("(")
-        marks = [self._read_value(kind)]
+        values = [self._read_value(kind)]
         while self._take(","):
-            marks.append(self._read_value(kind))
+            values.append(self._read_value(kind))
         self._require(")")
-        return ", ".join(marks)
+        return tuple(values)
 
-    def _read_value(self, kind: Kind) -> str:
-        """Takes a value for a field of a kind, and returns the parameter's mark."""
+    def _read_value(self, kind: Kind) -> Value:
+        """Returns a value for a field of a kind, and passes over it."""
         token = self._peek()
+        value: Value
         if kind == "text" and token.kind == "text":
-            self._values.append(_unquote(token))
+            value = _unquote(token)
         elif kind == "time" and token.kind == "text":
-            self._values.append(_read_time(token))
+            value = _read_time(token)
         elif kind != "text" and token.kind == "number":
-            self._values.append(_read_number(token, nanoseconds=kind == "time"))
+            value = _read_number(token, nanoseconds=kind == "time")
         else:
             self._refuse(
                 {"text": "a text in quotes", "number": "a number", "time": "a date in quotes or seconds since 1970"}[
@@ -184,13 +221,13 @@ class _Parser:
                 ]
             )
         self._next += 1
-        return "?"
+        return value
 
     def _peek(self) -> Token:
         return self._tokens[self._next]
 
     def _take(self, wanted: str) -> bool:
-        """Passes over a word or sign if it comes next."""
+        """Passes over a word or sign if it comes next, and returns whether it did."""
         token = self._peek()
         found = token.kind in ("word", "sign") and token.text.lower() == wanted
         self._next += found
@@ -203,6 +240,36 @@ class _Parser:
     def _refuse(self, expected: str) -> NoReturn:
         token = self._peek()
         _fail(token, f"{expected} is expected, not {escape_text(token.text, 40) if token.text else 'the end'}")
+
+
+def _negate(condition: Condition, negated: bool) -> Condition:
+    return Negation(condition) if negated else condition
+
+
+def _write_sql(condition: Condition) -> str:
+    if isinstance(condition, Negation):
+        inner = _write_sql(condition.part)
+        return f"NOT ({inner})" if isinstance(condition.part, Chain) else f"NOT {inner}"
+    if isinstance(condition, Chain):
+        parts = [
+            f"({_write_sql(part)})"
+            if condition.word == "AND" and isinstance(part, Chain) and part.word == "OR"
+            else _write_sql(part)
+            for part in condition.parts
+        ]
+        return f" {condition.word} ".join(parts)
+    if condition.operator == "IS NULL":
+        return f"{condition.column} IS NULL"
+    marks = ", ".join("?" * len(condition.values))
+    return f"{condition.column} {condition.operator} {f'({marks})' if condition.operator == 'IN' else marks}"
+
+
+def _list_values(condition: Condition) -> Iterator[Value]:
+    if isinstance(condition, Comparison):
+        yield from condition.values
+        return
+    for part in (condition.part,) if isinstance(condition, Negation) else condition.parts:
+        yield from _list_values(part)
 
 
 def _split(text: str) -> list[Token]:

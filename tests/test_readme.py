@@ -1,8 +1,9 @@
-"""The README's walk runs as it stands, in order, in an empty folder with a gallery."""
+"""What the README and the page of the index show runs as it stands, in a folder with a gallery."""
 
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +19,33 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
+from indistill.retrieval.build import build_index
 
 ROOT = Path(__file__).parents[1]
 
 
-def read_walk() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- run by tests/test_readme\.py -->\n```bash\n(.*?)```", text, re.DOTALL)
+def read_block(language: str, page: str = "README.md") -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.search(rf"<!-- run by tests/test_readme\.py -->\n```{language}\n(.*?)```", text, re.DOTALL)
     assert found is not None
-    return [shlex.split(line) for line in found.group(1).splitlines()]
+    return found.group(1)
+
+
+def read_walk() -> list[list[str]]:
+    return [shlex.split(line) for line in read_block("bash").splitlines()]
+
+
+def run_python(code: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_readmes_use_of_a_file_runs_as_it_stands(tmp_path: Path) -> None:
@@ -39,15 +58,29 @@ def test_the_readmes_use_of_a_file_runs_as_it_stands(tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
     for row, (name, size) in enumerate((("a.png", (70, 50)), ("b.png", (41, 97)))):
         Image.fromarray(pixels[row]).resize(size).save(tmp_path / name, exif=exif)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- run by tests/test_readme\.py -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    assert set(re.findall(r"^(?:import|from) (\w+)", found.group(1), re.MULTILINE)) == {"numpy", "onnxruntime", "PIL"}
-    done = subprocess.run(
-        [sys.executable, "-c", found.group(1)], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    code = read_block("python")
+    assert set(re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)) == {"numpy", "onnxruntime", "PIL"}
+    printed = run_python(code, tmp_path)
     first, second = EmbeddingSession(tmp_path / "student.onnx").embed_images([tmp_path / "a.png", tmp_path / "b.png"])
-    assert float(done.stdout) == pytest.approx(float(first @ second), abs=1e-3)
+    assert float(printed) == pytest.approx(float(first @ second), abs=1e-3)
+
+
+def test_the_use_of_an_index_from_python_runs_as_it_stands(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    export_onnx(load_network("paper:cnn-s"), Preprocessing(32), pixels, tmp_path / "student.onnx")
+    for row in range(12):
+        path = tmp_path / "gallery" / ("cat", "dog")[row % 2] / f"{row:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[row]).save(path)
+    shutil.copy(tmp_path / "gallery" / "dog" / "03.png", tmp_path / "query.jpg")
+    build_index(
+        open_images(str(tmp_path / "gallery")), EmbeddingSession(tmp_path / "student.onnx"), tmp_path / "gallery.index"
+    )
+    lines = [line.split() for line in run_python(read_block("python", "docs/index-folder.md"), tmp_path).splitlines()]
+    assert lines[0] == ["1", "1.0", str(tmp_path / "gallery" / "dog" / "03.png")]
+    assert [Path(path).parent.name for _, _, path in lines] == ["dog"] * 5
+    assert all(Path(path).is_file() for _, _, path in lines)
 
 
 def test_the_readmes_walk_runs_as_it_stands(tmp_path: Path) -> None:

@@ -2,16 +2,17 @@
 
 `.csv` (with a header, commas, UTF-8), `.jsonl` (an object a line) and `.parquet`. The column of paths is `path`, or
 `file_name` as in the `metadata.csv` or `metadata.jsonl` of a Hugging Face `imagefolder`, whose folder may be named in
-its file's place. Paths are relative to the manifest's folder.
+its file's place. Paths are relative to the manifest's folder, or absolute.
 """
 
 import csv
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from indistill.data.sets import FolderSet, number_labels
+from indistill.data.sets import FolderSet, locate_files, number_labels, place_files
 from indistill.errors import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -25,18 +26,19 @@ Row = Mapping[str, object]
 def open_manifest(path: Path, name: str) -> FolderSet:
     """Returns the images that a manifest names, in its order. An empty label is none.
 
-    An image that does not exist is skipped when it is read, as any that is damaged.
+    An image that does not exist is skipped when it is read, as any that is damaged. The set's folder is the manifest's,
+    or the deepest that holds all images where some lie outside that.
 
     Args:
         path: the manifest.
         name: the data spec.
 
     Raises:
-        DataError: the file is damaged, has no column of paths, no rows, or a row without a path or with one again.
+        DataError: the file is damaged, has no column of paths, no rows, or a row without a path or with one again,
+            spelled as before or not.
     """
     names: list[str] = []
     labels: list[str | None] = []
-    rows_of: dict[str, int] = {}
     for number, row in enumerate(_read_rows(path), start=1):
         column = next((column for column in PATH_COLUMNS if column in row), None)
         if column is None:
@@ -45,15 +47,26 @@ def open_manifest(path: Path, name: str) -> FolderSet:
         image, label = _read_cell(row[column]), _read_cell(row.get(LABEL_COLUMN))
         if not image:
             raise DataError(f"manifest {path}: row {number} has no path")
-        first = rows_of.setdefault(image, number)
-        if first != number:
-            raise DataError(f"manifest {path}: rows {first} and {number} have the same path {image}; keep one of them")
         names.append(image)
         labels.append(label or None)
     if not names:
         raise DataError(f"manifest {path}: it has no rows")
     classes, numbers = number_labels(labels)
-    return FolderSet(name, path.parent, names, classes, numbers)
+    return FolderSet(name, *_place_rows(path, names), classes, numbers)
+
+
+def _place_rows(path: Path, rows: Sequence[str]) -> tuple[Path, list[str]]:
+    """Returns a folder and the paths of a manifest's images relative to it; an image has one, however it is spelled."""
+    located = locate_files([os.path.join(path.parent, row) for row in rows])  # noqa: PTH118
+    rows_of: dict[str, int] = {}
+    for number, (image, row) in enumerate(zip(located, rows, strict=True), start=1):
+        first = rows_of.setdefault(image, number)
+        if first != number:
+            raise DataError(f"manifest {path}: rows {first} and {number} have the same path {row}; keep one of them")
+    inside = f"{str(path.parent.resolve()).rstrip('/')}/"
+    if all(image.startswith(inside) for image in located):
+        return path.parent, [image.removeprefix(inside) for image in located]
+    return place_files(located)
 
 
 def find_metadata(folder: Path) -> Path | None:

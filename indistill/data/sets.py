@@ -1,6 +1,7 @@
 """Data specs and the image sets that they name. Needs no torch, but for torchvision's readers."""
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,46 @@ def _open_path(path: Path, spec: str) -> ImageSet:
     return open_folder(path, spec) if metadata is None else open_manifest(metadata, spec)
 
 
+def open_files(paths: Sequence[str], name: str) -> FolderSet:
+    """Returns image files, each once, in their order; the set's folder is the deepest that holds all of them.
+
+    An image that does not exist is skipped when it is read, as any that is damaged. The classes are as of a folder.
+
+    Args:
+        paths: of one image or more.
+        name: of the set.
+    """
+    folder, names = place_files(list(dict.fromkeys(locate_files(paths))))
+    return FolderSet(name, folder, names, *_find_classes(names))
+
+
+def locate_files(paths: Sequence[str]) -> list[str]:
+    """Returns where files lie, the same for all spellings of a path: absolute, without `..` and links to folders.
+
+    A link to a file is a file of its own.
+    """
+    folders: dict[str, str] = {}
+    located = []
+    for path in paths:
+        folder, name = os.path.split(path.rstrip("/") or "/")
+        if name in ("", ".", ".."):
+            folder, name = path, ""
+        if folder not in folders:
+            try:
+                folders[folder] = os.path.realpath(folder)
+            except ValueError:  # no file system has such a name
+                folders[folder] = os.path.abspath(folder)  # noqa: PTH100
+        located.append(os.path.join(folders[folder], name) if name else folders[folder])  # noqa: PTH118
+    return located
+
+
+def place_files(located: Sequence[str]) -> tuple[Path, list[str]]:
+    """Returns the deepest folder that holds all of some located files, and their paths relative to it."""
+    folder = os.path.commonpath({os.path.dirname(path) for path in located})  # noqa: PTH120
+    start = len(folder.rstrip("/")) + 1
+    return Path(folder), [path[start:] or "." for path in located]
+
+
 def open_folder(folder: Path, name: str) -> FolderSet:
     """Returns the images below a folder, with the first sub-folder of each as its class.
 
@@ -220,10 +261,16 @@ def open_folder(folder: Path, name: str) -> FolderSet:
         raise DataError(
             f"{folder} holds the splits {', '.join(sorted(tops))}: name one, as in {folder / sorted(tops)[0]}"
         )
-    classes = () if "" in tops else tuple(sorted(tops))
+    names = [path.as_posix() for path in paths]
+    return FolderSet(name, folder, names, *_find_classes(names))
+
+
+def _find_classes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Returns the first folders of paths, and the one of each (N,); no classes where a path has no folder."""
+    tops = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = () if "" in tops else tuple(sorted(set(tops)))
     index = {label: i for i, label in enumerate(classes)}
-    labels = [index[path.parts[0]] if classes else UNLABELLED for path in paths]
-    return FolderSet(name, folder, [path.as_posix() for path in paths], classes, np.array(labels, dtype=np.int64))
+    return classes, np.array([index[top] if classes else UNLABELLED for top in tops], dtype=np.int64)
 
 
 def number_labels(labels: Sequence[str | None]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

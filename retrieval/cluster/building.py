@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indistill.data.sets import ImageSet
-from indistill.errors import DataError, ExistsError, InputError
+from indistill.errors import DataError, ExistsError, InputError, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.retrieval.build import BuildOptions, IndexPart, IndexType, check_index_output, write_index
@@ -26,7 +26,15 @@ from indistill.retrieval.cluster.sharded import add_up_manifests
 from indistill.retrieval.cluster.shards import list_shards, write_shards
 from indistill.retrieval.embed import EmbeddedImages
 from indistill.retrieval.segments import Ids
-from indistill.retrieval.store import LOCK, PENDING_CHUNKS, SHARDS, Manifest, discard_unfinished, lock_index
+from indistill.retrieval.store import (
+    LOCK,
+    PENDING_CHUNKS,
+    SHARDS,
+    Manifest,
+    discard_unfinished,
+    lock_index,
+    require_text,
+)
 from indistill.retrieval.types import FaissIndex, can_filter, find_ivf, train_faiss
 
 SAMPLE = 1_000_000  # vectors on which the type is chosen and trained, of galleries that have more
@@ -85,16 +93,20 @@ def build_on_cluster(
     with start_ray(spread.address):
         try:
             out.mkdir(parents=True, exist_ok=True)
-            with lock_index(out), _discard_unfinished(out), _open_embeddings(out, spread.embeddings) as folder:
+            with (
+                lock_index(out, create=True),
+                _discard_unfinished(out),
+                _open_embeddings(out, spread.embeddings) as folder,
+            ):
                 check(out, overwrite=options.overwrite)  # another process may have been first
                 chunks = plan_chunks(gallery, spread.chunk_images)
                 work = embed_chunks(gallery, chunks, session, folder, workers=options.workers, on_progress=on_progress)
-                source = _Source(gallery, session, folder, chunks, spread.part_vectors)
+                source = _Source(gallery, session, folder, chunks, spread.part_vectors, options.source)
                 manifest, skipped = _write(source, out, options, spread.shards)
                 shutil.rmtree(out / PENDING_CHUNKS, ignore_errors=True)
                 return manifest, skipped, work
         except OSError as error:
-            raise InputError(f"the index {out} cannot be written: {error.strerror}") from error
+            raise InputError(f"the index {out} cannot be written: {describe_os_error(error)}") from error
 
 
 @contextmanager
@@ -117,6 +129,7 @@ def _open_embeddings(out: Path, kept: Path | None) -> Iterator[Path]:
 
 def check_shards_output(out: Path, *, overwrite: bool) -> None:
     """Raises ExistsError if shards would be overwritten without being told to, or if `out` is something else."""
+    require_text(out)
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     others = {name for name in names if name not in (SHARDS, LOCK, PENDING_CHUNKS) and not name.startswith("shards-")}
     if others or (out.exists() and not out.is_dir()):
@@ -134,6 +147,7 @@ class _Source:
     folder: Path
     chunks: Sequence[Chunk]
     part_vectors: int
+    spec: str
 
     def gather(self, start: int = 0, stop: int | None = None) -> EmbeddedImages:
         return gather_chunks(self.folder, self.chunks, self.session.sha256, start, stop)
@@ -178,7 +192,7 @@ def _write(
     del sample
     if shards is None:
         embedded = source.gather()
-        part = IndexPart(make=partial(add_in_tasks, empty, source.part_vectors))
+        part = IndexPart(source.spec, make=partial(add_in_tasks, empty, source.part_vectors))
         return write_index(out, source.gallery, source.session, embedded, kind, part), skipped
     return _write_shards(source, out, kind, empty, [total * i // shards for i in range(shards + 1)]), skipped
 
@@ -200,8 +214,8 @@ def _write_shards(source: _Source, out: Path, kind: IndexType, empty: FaissIndex
         if number:
             embedded = EmbeddedImages(embedded.files, embedded.vectors, [])  # the first one keeps the list
         make = partial(add_in_tasks, empty, source.part_vectors)
-        part = IndexPart(start + 1, (number + 1) * NEXT_IDS, make)
-        with lock_index(folder):
+        part = IndexPart(source.spec, start + 1, (number + 1) * NEXT_IDS, make)
+        with lock_index(folder, create=True):
             manifests.append(write_index(folder, source.gallery, source.session, embedded, kind, part))
     write_shards(out, names)
     for name in set(before):

@@ -66,6 +66,15 @@ class ShardedIndex:
         """What messages call it."""
         return str(self.folder)
 
+    @property
+    def work(self) -> Path:
+        """The folder."""
+        return self.folder
+
+    def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
+        """Returns the model, of which each shard has a copy; see `open_model`."""
+        return open_model(self._folders[0], model, threads)
+
     def search(
         self,
         queries: Embeddings | Sequence[ImageSource],
@@ -102,7 +111,21 @@ class ShardedIndex:
 
     def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
         """Returns the items of some ids, by id; ids that the index does not have are left out."""
-        return {i: item for items in self._ask(partial(_find_items, ids=ids)) for i, item in items.items()}
+        return {i: item for items in self._ask(partial(Index.find_items, ids=ids)) for i, item in items.items()}
+
+    def find_paths(self, paths: Sequence[str]) -> dict[str, CatalogueItem]:
+        """Returns the items of some paths, by path; paths that are not there are left out."""
+        found = self._ask(partial(Index.find_paths, paths=paths))
+        return {path: item for items in found for path, item in items.items()}
+
+    def find_content(self, sha256: str) -> int | None:
+        """Returns the id of an image with this content, None where there is none."""
+        return min((i for i in self._ask(partial(Index.find_content, sha256=sha256)) if i is not None), default=None)
+
+    def list_page(self, after: int, limit: int) -> list[CatalogueItem]:
+        """Returns the first items with an id above `after`, by id."""
+        found = self._ask(partial(Index.list_page, after=after, limit=limit))
+        return sorted((item for items in found for item in items), key=lambda item: item.id)[:limit]
 
     def find_ids(self, where: "Where") -> Ids:
         """Returns the ids (N,) of the images that a condition holds for, ascending."""
@@ -163,12 +186,8 @@ def _get_manifest(index: Index) -> Manifest:
     return index.manifest
 
 
-def _find_items(index: Index, ids: Sequence[int]) -> dict[int, CatalogueItem]:
-    return index.find_items(ids)
-
-
 def _list_items(index: Index) -> list[CatalogueItem]:
-    return list(index.catalogue.list_items())
+    return list(index.list_items())
 
 
 def _find_own(index: Index, ids: Ids) -> Ids:

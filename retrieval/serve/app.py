@@ -4,7 +4,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from indistill import __version__
 from indistill.errors import IndexFolderError
+from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.guard import SECURITY_HEADERS, Guard
 from indistill.retrieval.serve.problems import Refusal, make_refusal
 from indistill.retrieval.serve.routes import router
@@ -24,11 +24,11 @@ PAGE = "page.html"
 STATIC = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
 
 
-def make_app(folder: Path, settings: Settings) -> FastAPI:
+def make_app(folder: Location, settings: Settings) -> FastAPI:
     """Returns the service of an index as an ASGI application; the index is open, and it answers when it is started.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         settings: limits, token and hosts.
 
     Raises:

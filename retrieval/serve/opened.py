@@ -1,41 +1,41 @@
 """A generation of an index, opened: vectors, catalogue and the model that belongs to them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import EmbeddingSession
 from indistill.retrieval.catalogue import CatalogueItem
-from indistill.retrieval.index import Index, open_model
+from indistill.retrieval.milvus.location import MilvusLocation
+from indistill.retrieval.opening import Location, open_index, open_model
+from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.store import CURRENT
 
 ATTEMPTS = 3
-Stamp = tuple[int, int, int]
+Stamp = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Opened:
     """What answers: an index and its model."""
 
-    index: Index
+    index: SearchIndex
     session: EmbeddingSession
 
     def find_item(self, item: int) -> CatalogueItem | None:
         """Returns an item, or None if there is none of this id."""
-        return self.index.catalogue.find_items([item]).get(item)
-
-    def list_items(self, after: int, limit: int) -> list[CatalogueItem]:
-        """Returns the items of larger ids, in their order."""
-        statement = "SELECT * FROM items WHERE id > ? ORDER BY id LIMIT ?"
-        return [CatalogueItem(*row) for row in self.index.catalogue.select(statement, (after, limit))]
+        return self.index.find_items([item]).get(item)
 
 
-def read_stamp(folder: Path) -> Stamp:
+def read_stamp(folder: Location) -> Stamp:
     """Returns what changes when another generation, or another index, is put in force.
 
     Raises:
-        IndexFolderError: the folder is no index.
+        IndexFolderError: the folder is no index, or the collection cannot be reached.
     """
+    if isinstance(folder, MilvusLocation):
+        from indistill.retrieval.milvus.index import read_state
+
+        return read_state(folder)
     try:
         state = (folder / CURRENT).stat()
     except OSError as error:
@@ -45,11 +45,11 @@ def read_stamp(folder: Path) -> Stamp:
     return state.st_ino, state.st_mtime_ns, state.st_size
 
 
-def open_generation(folder: Path, threads: int = 0, session: EmbeddingSession | None = None) -> Opened:
+def open_generation(folder: Location, threads: int = 0, session: EmbeddingSession | None = None) -> Opened:
     """Returns the generation in force.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         threads: of ONNX Runtime; 0 for one for each core.
         session: an open model, which is used again if it is the one.
 
@@ -58,7 +58,7 @@ def open_generation(folder: Path, threads: int = 0, session: EmbeddingSession | 
         ModelError: its model cannot be run.
     """
     for _ in range(ATTEMPTS):
-        index = Index(folder)
+        index = open_index(folder)
         if session is None or session.sha256 != index.manifest.model_sha256:
             session = open_model(folder, threads=threads)
         if session.sha256 == index.manifest.model_sha256:

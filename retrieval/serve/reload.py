@@ -3,9 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from indistill.errors import IndistillError
+from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.opened import Opened, open_generation, read_stamp
 
 LOGGER = logging.getLogger("indistill.serve")
@@ -15,7 +15,7 @@ class Generations:
     """The generation in force, and the task that looks for a newer one.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         threads: of ONNX Runtime.
         keep_s: seconds that an older generation stays open, for the requests that have it.
         on_change: called with each generation that is taken up, the first one too.
@@ -27,7 +27,7 @@ class Generations:
         IndexFolderError, ModelError: the first generation cannot be opened.
     """
 
-    def __init__(self, folder: Path, threads: int, keep_s: float, on_change: Callable[[Opened], None]) -> None:
+    def __init__(self, folder: Location, threads: int, keep_s: float, on_change: Callable[[Opened], None]) -> None:
         self._folder, self._threads, self._keep_s, self._on_change = folder, threads, keep_s, on_change
         self._stamp = read_stamp(folder)  # before opening: what comes meanwhile is seen as new
         self.current = open_generation(folder, threads)

@@ -1,5 +1,6 @@
 """The routes, and what they take."""
 
+import asyncio
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -82,7 +83,7 @@ async def show_image(
 ) -> Response:
     """A thumbnail of a catalogued image, as JPEG."""
     opened = service.generations.current
-    item = service.find_item(opened, item_id)
+    item = await service.find_item(opened, item_id)
     headers = {"ETag": f'"{item.sha256}-{size}"', "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
@@ -92,7 +93,7 @@ async def show_image(
 @router.get("/items/{id}")
 async def show_item(service: Serving, item_id: ItemId) -> ItemAnswer:
     """What the catalogue says of an image."""
-    item = service.find_item(service.generations.current, item_id)
+    item = await service.find_item(service.generations.current, item_id)
     return ItemAnswer.model_validate(item, from_attributes=True)
 
 
@@ -103,7 +104,7 @@ async def list_items(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
 ) -> ItemsAnswer:
     """The catalogue, page by page, by id."""
-    found = service.generations.current.list_items(after, limit)
+    found = await asyncio.to_thread(service.generations.current.index.list_page, after, limit)
     items = [ItemAnswer.model_validate(item, from_attributes=True) for item in found]
     return ItemsAnswer(items=items, next_after=items[-1].id if len(items) == limit else None)
 

@@ -4,23 +4,23 @@ import math
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
-from indistill.errors import InputError
+from indistill.errors import InputError, describe_os_error
+from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.app import make_app
 from indistill.retrieval.serve.settings import Settings
 
 BACKLOG = 128
 
 
-def run_server(folder: Path, settings: Settings, on_start: Callable[[str], None]) -> None:
+def run_server(folder: Location, settings: Settings, on_start: Callable[[str], None]) -> None:
     """Serves an index until SIGINT or SIGTERM; requests that have begun are answered first.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         settings: address, limits, token and hosts.
         on_start: called with the URL when the address is taken and the index is open.
 
@@ -65,7 +65,7 @@ def open_socket(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from error
     return listener
 

@@ -3,13 +3,13 @@
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from indistill.errors import DataError
 from indistill.images import read_pixels
 from indistill.preprocess import PixelArray
 from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.index import Hit
+from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.batching import Batcher, Query
 from indistill.retrieval.serve.limits import Room
 from indistill.retrieval.serve.metrics import Metrics
@@ -28,7 +28,7 @@ class Service:
     """An index that is being served.
 
     Args:
-        folder: the index folder.
+        folder: the index folder, or a collection of Milvus.
         settings: the limits.
 
     Attributes:
@@ -42,7 +42,7 @@ class Service:
         IndexFolderError, ModelError: the index cannot be opened.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Location, settings: Settings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.generations = Generations(
             folder, settings.threads, 2 * settings.time_limit_s, self.metrics.observe_generation
@@ -86,7 +86,7 @@ class Service:
         """
         opened = self.generations.current
         if isinstance(wanted, int):
-            self.find_item(opened, wanted)
+            await self.find_item(opened, wanted)
             query = Query(opened, wanted, k, threshold, where)
         else:
             content = wanted
@@ -98,9 +98,9 @@ class Service:
             query = Query(opened, pixels, k, threshold, where)
         return opened, await self.batcher.find(query)
 
-    def find_item(self, opened: Opened, item: int) -> CatalogueItem:
+    async def find_item(self, opened: Opened, item: int) -> CatalogueItem:
         """Returns an item, or raises Refusal."""
-        found = opened.find_item(item)
+        found = await asyncio.to_thread(opened.find_item, item)  # Milvus may be far away
         if found is None:
             raise Refusal(404, f"the index has no image {item}")
         return found

@@ -63,6 +63,18 @@ def run_process(*arguments: object, code: str = MAIN) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def run_with_input(given: bytes, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    """Runs a command in a process of its own, with bytes as its standard input."""
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        env=make_environment(),
+        timeout=120,
+        check=False,
+    )
+
+
 def make_environment() -> dict[str, str]:
     """Returns the environment of a child process."""
     paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))

@@ -486,8 +486,11 @@ DAMAGED_INDEXES: dict[str, tuple[Callable[[Path], object], str]] = {
     "CURRENT elsewhere": (lambda index: (index / "CURRENT").write_text("00000009\n"), "is damaged"),
     "manifest empty": (lambda index: write_empty(find(index, "manifest.json")), "its manifest.json cannot be read"),
     "manifest a list": (lambda index: find(index, "manifest.json").write_text("[1]"), "manifest.json cannot be read"),
-    "vectors truncated": (lambda index: os.truncate(find(index, "index.faiss"), 500), "its index.faiss cannot be read"),
-    "vectors missing": (lambda index: find(index, "index.faiss").unlink(), "its index.faiss cannot be read"),
+    "vectors truncated": (
+        lambda index: os.truncate(find(index, "index.faiss"), 500),
+        "its index.faiss is not as it was",
+    ),
+    "vectors missing": (lambda index: find(index, "index.faiss").unlink(), "its index.faiss is missing"),
     "catalogue missing": (lambda index: find(index, "catalogue.sqlite").unlink(), "catalogue.sqlite is missing"),
     "catalogue no database": (lambda index: write_note(find(index, "catalogue.sqlite")), "is damaged"),
 }
@@ -689,7 +692,7 @@ def test_bad_images_of_a_gallery_are_skipped_counted_and_listed(places: Places, 
     expected = sorted((name, reason) for name, _, reason in BAD_IMAGES.values())
     for line, (name, reason) in zip(lines[1:], expected, strict=True):
         assert line.startswith(f"{name}: {reason}")
-    assert f"40 images, 64 dimensions, IDMap2,Flat, generation 1, {count} skipped" in result.out
+    assert f"40 images, 64 dimensions, IDMap,Flat, generation 1, {count} skipped" in result.out
     records = read_records(find(places["out"], "skipped.jsonl"))
     assert [record["name"] for record in records] == [name for name, _ in expected]
     assert all(record["reason"].startswith(reason) for record, (_, reason) in zip(records, expected, strict=True))

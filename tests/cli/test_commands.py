@@ -48,10 +48,10 @@ def hash_bytes(path: Path) -> str:
 
 
 COMMANDS = ["train", "compress", "report", "compare", "export", "info", "pack", "push", "pull"]
-COMMANDS += ["bench", "index", "search", "dedupe", "evaluate", "serve", "demo"]
+COMMANDS += ["bench", "index", "search", "dedupe", "evaluate", "serve", "plan", "demo"]
 
 
-OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge")
+OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge", "push")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_index_build_and_info_print_the_same_manifest(places: Places) -> None:
     manifest = json.loads(built.out)
     assert manifest["items"] == 40
     assert manifest["dimension"] == 64
-    assert manifest["factory"] == "IDMap2,Flat"
+    assert manifest["factory"] == "IDMap,Flat"
     assert manifest["metric"] == "inner_product"
     assert manifest["model_sha256"] == hash_bytes(places["model"])
     assert manifest["generation"] == 1
@@ -319,7 +319,7 @@ def test_index_build_and_info_print_the_same_manifest(places: Places) -> None:
 
 def test_index_info_prints_text_too(workspace: Places) -> None:
     lines = succeed("index", "info", workspace["index"]).out.splitlines()
-    assert lines[0].startswith(f"{workspace['index']}: 40 images, 64 dimensions, IDMap2,Flat, generation 1")
+    assert lines[0].startswith(f"{workspace['index']}: 40 images, 64 dimensions, IDMap,Flat, generation 1")
     assert str(workspace["gallery"].resolve()) in lines[1]
     assert hash_bytes(workspace["model"]) in lines[2]
 

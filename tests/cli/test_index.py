@@ -1,13 +1,15 @@
 """The commands of `indistill index` that change an index and look after it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.calls import assert_refused, fill, run_cli, succeed
+from indistill.export.session import EmbeddingSession
+from tests.cli.calls import assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
 from tests.cli.files import list_files, write_digits
 
 Places = dict[str, Path]
@@ -74,11 +76,60 @@ def test_the_type_of_an_index_may_be_named_or_limited(own: Places) -> None:
     made = json.loads(succeed(*fill(line + "--factory IVF2,SQ8", own)).out)
     assert (made["factory"], made["trials"]) == ("IVF2,SQ8", [])
     made = json.loads(succeed(*fill(line + "--recall 0.9 --max-memory 1MB --max-latency 1s", own)).out)
-    assert made["factory"] == "IDMap2,Flat"
+    assert made["factory"] == "IDMap,Flat"
     assert made["trials"][0]["recall"] == 1
     warned = succeed(*fill(line + "--factory HNSW8", own))
     assert "warning: images cannot be removed" in warned.err
     assert change(own, "remove {living} --id 1")["items"] == 19  # the index is made again
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\0"])
+def test_paths_are_read_from_standard_input(own: Places, separator: bytes) -> None:
+    write_digits(own["mine"], 4, 2)
+    paths = list_files(own["mine"])
+    if separator == b"\0":
+        paths[0] = paths[0].rename(paths[0].with_name("a\nb.png"))
+    null = ["-0"] if separator == b"\0" else []
+
+    def give(chosen: list[Path], *words: object) -> dict[str, Any]:
+        return json.loads(
+            run_with_input(separator.join(map(os.fsencode, chosen)), "index", *words, *null, "--json").stdout
+        )
+
+    made = give(paths[:8], "build", "-", "--model", own["model"], "--out", own["out"])
+    assert (made["items"], made["skipped"], made["root"]) == (8, 0, os.path.commonpath(p.parent for p in paths[:8]))
+    assert give(paths, "add", own["out"], "-")["added"] == len(paths) - 8
+    assert give(paths[:6], "sync", own["out"], "-")["removed"] == len(paths) - 6
+    assert ", paths from standard input" in succeed(*fill("index info {out}", own)).out
+
+
+def test_threads_may_be_named_by_all_commands_that_embed(own: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    from indistill.retrieval import embed
+
+    asked = []
+    original = embed.map_ahead
+    monkeypatch.setattr(embed, "map_ahead", lambda *a, **k: asked.append(k["workers"]) or original(*a, **k))
+    write_digits(own["here"] / "extra", 8, 2)
+    succeed(*fill("index add {living} {here}/extra --workers 3", own))
+    write_digits(own["mine"], 4, 2)
+    succeed(*fill("index sync {living} --workers 5", own))
+    assert asked == [3, 5]
+
+
+def test_labels_that_changed_are_counted(own: Places) -> None:
+    assert "20 relabelled" in succeed(*fill("index add {living} {mine} --label x", own)).out
+    assert change(own, "sync {living}")["relabelled"] == 20
+
+
+def test_an_index_of_a_manifest_follows_it(own: Places) -> None:
+    files = [path.relative_to(own["mine"]).as_posix() for path in list_files(own["mine"])]
+    manifest = own["mine"] / "m.csv"
+    manifest.write_text("\n".join(["path", *files[:5]]), encoding="utf-8")
+    succeed(*fill("index build {mine}/m.csv --model {model} --out {out}", own))
+    assert f", as {manifest} names it" in succeed(*fill("index info {out}", own)).out
+    manifest.write_text("\n".join(["path", *files[1:6]]), encoding="utf-8")
+    counts = change(own, "sync {out}")
+    assert (counts["added"], counts["removed"], counts["items"]) == (1, 1, 5)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +154,8 @@ def test_a_type_that_cannot_be_had_is_refused_and_the_old_index_stays(own: Place
         ("remove {living}", "say what to remove"),
         ("remove {living} --id 99", "has no id 99"),
         ("sync {living} digits/test", "is no folder"),
+        ("sync {living} {mine} -0", "--null-input is for paths from standard input: give - in place of"),
+        ("build {mine} -0 --model {model} --out {out}", "--null-input is for paths from standard input"),
         ("merge {living} --out {out}", "name two indexes at least"),
         ("add {none} {mine}", "is not an index"),
         ("compact {mine}", "is not an index"),
@@ -111,3 +164,31 @@ def test_a_type_that_cannot_be_had_is_refused_and_the_old_index_stays(own: Place
 def test_what_cannot_be_done_is_said_in_a_line(own: Places, line: str, words: str) -> None:
     assert_refused(run_cli(*fill(f"index {line}", own)), words)
     assert not own["out"].exists()
+
+
+@pytest.mark.parametrize("factory", ["Nonsense", "IDMap,IVF2,Flat"])
+def test_a_type_is_looked_at_before_anything_is_embedded(
+    own: Places, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmbeddingSession, "embed_pixels", None)
+    line = f"index build {{mine}} --model {{model}} --out {{out}} --factory {factory}"
+    assert_refused(run_cli(*fill(line, own)), f"'{factory}' ")
+    assert not own["out"].exists()
+
+
+@pytest.mark.parametrize("change", ["add {mine} {mine}", "sync {mine}", "remove {mine} --id 1", "rebuild {mine}"])
+def test_a_folder_that_is_named_by_mistake_is_left_as_it_is(own: Places, change: str) -> None:
+    before = snapshot(own["mine"])
+    assert_refused(run_cli(*fill(f"index {change}", own)), "is not an index")
+    assert snapshot(own["mine"]) == before
+
+
+def test_bytes_that_are_no_text_in_names_are_printed_escaped(own: Places) -> None:
+    bad = os.fsdecode(b"\xff")
+    gallery = write_digits(own["here"] / bad / "gallery", 0, 2)
+    shutil.copyfile(list_files(gallery)[0], gallery / f"{bad}.png")
+    command = ["index", "build", gallery, "--model", own["model"], "--out", own["out"], "--overwrite"]
+    result = run_process(*command)
+    assert (result.code, "1 image was skipped" in result.err) == (0, True), result.err
+    assert "\\udcff/gallery" in result.out
+    assert_refused(run_process("index", "verify", own["here"] / bad / "index"), "its path is not valid UTF-8")

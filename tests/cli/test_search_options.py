@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,11 @@ import pytest
 from PIL import Image
 
 from indistill.errors import InputError
-from indistill.retrieval.index import Index, read_manifest
+from indistill.retrieval.index import Index
 from indistill.retrieval.search import SearchOptions, search_images
+from indistill.retrieval.store import read_manifest
 from indistill.retrieval.where import parse_where
-from tests.cli.calls import MAIN, assert_refused, make_environment, run_cli, run_process, succeed
+from tests.cli.calls import MAIN, assert_refused, run_cli, run_process, run_with_input, succeed
 from tests.cli.files import CLASSES, list_files
 
 Places = dict[str, Path]
@@ -33,17 +32,6 @@ def search(index: Path, *arguments: object) -> list[dict[str, Any]]:
 
 def list_ids(answer: dict[str, Any]) -> list[int]:
     return [hit["id"] for hit in answer["hits"]]
-
-
-def run_with_input(given: bytes, *arguments: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-c", MAIN, *map(str, arguments)],
-        input=given,
-        capture_output=True,
-        env=make_environment(),
-        timeout=120,
-        check=False,
-    )
 
 
 def test_an_id_is_searched_by_its_stored_vector(workspace: Places) -> None:
@@ -271,7 +259,7 @@ def test_queries_of_standard_input_stand_where_the_dash_stands(workspace: Places
 def test_empty_standard_input_is_refused(workspace: Places) -> None:
     done = run_with_input(b"\n\n", "search", workspace["index"], "-")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"indistill: error: standard input holds no path of a query\n"
+    assert done.stderr == b"indistill: error: standard input holds no path\n"
 
 
 def test_found_paths_can_be_searched_again(workspace: Places) -> None:

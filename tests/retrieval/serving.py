@@ -17,6 +17,7 @@ from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
 from indistill.retrieval.build import BuildOptions, build_index
+from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.app import make_app
 from indistill.retrieval.serve.server import make_server, open_socket
 from indistill.retrieval.serve.settings import Settings
@@ -58,7 +59,7 @@ def build_small_index(gallery: Path, session: EmbeddingSession, out: Path, *, ov
 
 
 @contextmanager
-def serve_index(index: Path, settings: Settings) -> Iterator[Server]:
+def serve_index(index: Location, settings: Settings) -> Iterator[Server]:
     """Serves an index in a thread on a free port of this machine, and stops in good order."""
     with open_socket("127.0.0.1", 0) as listener:
         server = make_server(make_app(index, settings), settings)

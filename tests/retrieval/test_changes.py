@@ -13,8 +13,9 @@ from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.retrieval.build import build_index
-from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
+from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
+from indistill.retrieval.selection import Selection
 from indistill.retrieval.store import PENDING, lock_index, read_manifest
 from indistill.retrieval.upkeep import verify_index
 from indistill.retrieval.where import parse_where

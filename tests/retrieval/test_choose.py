@@ -35,7 +35,7 @@ def measure_recall(factory: str, parameters: dict[str, int], queries: Vectors, k
 
 def test_few_vectors_are_searched_exactly() -> None:
     choice = choose_type(VECTORS, Targets())
-    assert (choice.factory, choice.parameters, choice.recall) == ("IDMap2,Flat", {}, 1)
+    assert (choice.factory, choice.parameters, choice.recall) == ("IDMap,Flat", {}, 1)
     assert len(choice.trials) == 1
     assert choice.latency_ms == choice.trials[0].latency_ms > 0
 
@@ -120,9 +120,9 @@ def test_a_memory_limit_that_cannot_be_kept_names_the_smallest_index_and_that_is
         choose_type(VECTORS, Targets(0.9, max_memory_bytes=51_200))
     message = str(caught.value)
     assert message == (
-        "at recall 0.9 the smallest index is 205 KB (IVF128,SQ8); 51 KB is too little: allow 205 KB or lower --recall"
+        "at recall 0.9 the smallest index is 192 KB (IDMap,SQ8); 51 KB is too little: allow 192 KB or lower --recall"
     )
-    assert choose_type(VECTORS, Targets(0.9, max_memory_bytes=205_000)).memory_bytes <= 205_000
+    assert choose_type(VECTORS, Targets(0.9, max_memory_bytes=192_000)).memory_bytes <= 192_000
 
 
 def test_a_latency_limit_that_cannot_be_kept_names_the_fastest_index() -> None:

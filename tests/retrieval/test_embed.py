@@ -121,7 +121,7 @@ def test_names_of_any_bytes_are_embedded_or_skipped_with_a_reason(tmp_path: Path
     assert [file.name for file in found.files] == ["1\n2.png", "sub", "é 名.png"]
     assert {image.name: image.reason for image in found.skipped} == {
         "gone.png": "No such file or directory",
-        "\\udcff.png": "its name is not UTF-8",
+        "\\udcff.png": "its name is not valid UTF-8",
     }
 
 

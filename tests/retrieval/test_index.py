@@ -82,7 +82,7 @@ def test_bad_images_are_listed_with_the_reason_and_shift_no_row(index: Path) -> 
         {"name": "cat/041.png", "reason": "not an image that Pillow can read"},
     ]
     manifest = read_manifest(index)
-    assert (manifest.items, manifest.skipped, manifest.generation, manifest.factory) == (158, 2, 1, "IDMap2,Flat")
+    assert (manifest.items, manifest.skipped, manifest.generation, manifest.factory) == (158, 2, 1, "IDMap,Flat")
 
 
 def test_equal_scores_come_in_the_order_of_their_ids(tmp_path: Path, session: EmbeddingSession) -> None:

@@ -26,8 +26,9 @@ from indistill.data.sets import open_folder
 from indistill.errors import DataError, InputError
 from indistill.export.session import EmbeddingSession
 from indistill.retrieval.build import BuildOptions, build_index
-from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
+from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
+from indistill.retrieval.selection import Selection
 from indistill.retrieval.store import lock_index
 from indistill.retrieval.upkeep import compact_index, rebuild_index, verify_index
 

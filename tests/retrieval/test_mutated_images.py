@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.mutated_images import check_images, mutate_images, write_images, write_model
+from benchmarks.mutated_images import check_build, check_images, mutate_images, write_images, write_model
 from indistill.export.session import EmbeddingSession
 from indistill.retrieval.embed import EmbeddedImages
 
@@ -24,6 +24,22 @@ def test_every_mutated_image_is_embedded_or_skipped_as_it_is_alone(tmp_path: Pat
     assert outcome.embedded + outcome.skipped == COUNT
     assert min(outcome.embedded, outcome.skipped) > COUNT / 10  # both happen
     assert outcome.slowest_s < 20
+
+
+def test_every_mutated_image_is_accounted_for_by_a_build(tmp_path: Path, session: EmbeddingSession) -> None:
+    write_images(tmp_path / "images", COUNT, seed=1)
+    outcome = check_build(tmp_path / "images", session.path, tmp_path / "index")
+    assert outcome.embedded + outcome.skipped == COUNT
+    assert min(outcome.embedded, outcome.skipped) > COUNT / 10
+
+
+def test_the_check_of_a_build_finds_a_file_that_is_not_accounted_for(tmp_path: Path, session: EmbeddingSession) -> None:
+    write_images(tmp_path / "images", 20, seed=1)
+    (tmp_path / "images" / "note.txt").write_text("passed over by a build")
+    with pytest.raises(AssertionError):
+        check_build(tmp_path / "images", session.path, tmp_path / "index")
+    with pytest.raises(AssertionError, match=r"not done after 0\.1 s"):
+        check_build(tmp_path / "images", session.path, tmp_path / "second", limit_s=0.1)
 
 
 def test_the_mutations_are_those_of_the_seed() -> None:

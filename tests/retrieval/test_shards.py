@@ -63,8 +63,8 @@ def write_sharded(out: Path, gallery: ImageSet, model: EmbeddingSession, kind: I
         (out / names[-1]).mkdir(parents=True)
         skipped = embedded.skipped if number == 0 else []
         part = replace(embedded, files=embedded.files[rows], vectors=embedded.vectors[rows], skipped=skipped)
-        with lock_index(out / names[-1]):
-            ids = IndexPart(bounds[number] + 1, (number + 1) * 2**40, make)
+        with lock_index(out / names[-1], create=True):
+            ids = IndexPart("", bounds[number] + 1, (number + 1) * 2**40, make)
             write_index(out / names[-1], gallery, model, part, kind, ids)
     write_shards(out, names)
     return out

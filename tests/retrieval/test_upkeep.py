@@ -9,8 +9,9 @@ from indistill.data.sets import open_folder
 from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
 from indistill.retrieval.build import BuildOptions, build_index
-from indistill.retrieval.changes import Selection, add_images, remove_items, sync_folder
+from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
+from indistill.retrieval.selection import Selection
 from indistill.retrieval.store import FAISS, MANIFEST, name_generation, read_manifest
 from indistill.retrieval.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
 from tests.retrieval.conftest import write_gallery
@@ -107,9 +108,9 @@ def test_the_faiss_index_is_made_again_from_the_embeddings(index: Path, damage: 
 def test_what_cannot_be_made_again_is_said(index: Path, name: str) -> None:
     flip_byte(find_file(index, name), 0.5)
     before = read_manifest(index)
-    with pytest.raises(IndexFolderError, match=f"its {name} is missing or not as it was written"):
+    with pytest.raises(IndexFolderError, match=f"its {name} is not as it was written"):
         rebuild_index(index)
-    with pytest.raises(IndexFolderError, match=f"its {name} is missing or not as it was written"):
+    with pytest.raises(IndexFolderError, match=f"its {name} is not as it was written"):
         compact_index(index)
     assert read_manifest(index) == before
 
@@ -162,7 +163,7 @@ def test_damage_is_not_sealed_by_a_change(index: Path, gallery: Path, pictures: 
 
 def test_a_damaged_embedding_is_not_merged(index: Path, tmp_path: Path) -> None:
     flip_byte(find_file(index, "vectors-00000001.npy"), 0.9)
-    with pytest.raises(IndexFolderError, match=r"its vectors-00000001\.npy is missing or not as it was written"):
+    with pytest.raises(IndexFolderError, match=r"its vectors-00000001\.npy is not as it was written"):
         merge_indexes([index, index], tmp_path / "both")
     assert not (tmp_path / "both").exists()
 
