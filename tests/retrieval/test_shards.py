@@ -131,6 +131,7 @@ def test_all_vectors_and_labels_come_by_id(single: Path, sharded: Path) -> None:
 def test_the_commands_take_a_folder_of_shards(single: Path, sharded: Path) -> None:
     wanted, found = (succeed("evaluate", folder, "--leave-one-out", "--json").out for folder in (single, sharded))
     assert found.replace(str(sharded), str(single)) == wanted
+    assert succeed("dedupe", sharded).out == succeed("dedupe", single).out
     assert "41 images" in succeed("index", "info", sharded).out
     assert "whole, 15 files and 41 images" in succeed("index", "verify", sharded).out
     assert_refused(run_cli("index", "compact", sharded), "is a folder of shards")
