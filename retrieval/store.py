@@ -135,8 +135,8 @@ def _read_manifest(folder: Path, number: int | None) -> Manifest:
             )
         if (folder / SHARDS).is_file():
             raise IndexFolderError(
-                f"{folder} is a folder of shards, which 'search', 'evaluate', 'dedupe', 'index info' and 'index verify' "
-                "take: name one of its indexes, or another"
+                f"{folder} is a folder of shards, which 'search', 'evaluate', 'dedupe', 'index info' and 'index "
+                "verify' take: name one of its indexes, or another"
             )
         raise IndexFolderError(
             f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
