@@ -24,7 +24,7 @@ from indistill.retrieval.opening import Location, apply_edit, change_index
 from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.selection import Selection, select_items
 from indistill.retrieval.sources import Source, describe_images, find_sources, name_item, open_source
-from indistill.retrieval.store import NO_SOURCE, PENDING
+from indistill.retrieval.store import NO_SOURCE, PENDING, refuse_shard
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -82,8 +82,10 @@ def sync_folder(
     Raises:
         DataError: there are no images, perhaps because a folder is not mounted.
         IndexFolderError: the index cannot be used, or another process changes it.
-        InputError: it cannot be written, or `images` cannot be followed.
+        InputError: it cannot be written, is a shard, or `images` cannot be followed.
     """
+    if isinstance(folder, Path):
+        refuse_shard(folder)
     with change_index(folder) as index:
         source, own = _open_followed(index, images)
         inside = PurePath() if own else PurePath(name_item(index.manifest.root, source.images.root, ""))
