@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(BIN)/indistill demo --out demo-out --overwrite
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

@@ -17,7 +17,7 @@ from indistill.retrieval.judged import make_judged_task, measure_judged_deployed
 from indistill.retrieval.metrics import DEFAULT_KS, Metric, QueryFigures, Task, measure_queries
 from indistill.retrieval.opening import Location, locate_index
 from indistill.retrieval.ranks import Ranks
-from indistill.retrieval.store import CURRENT
+from indistill.retrieval.store import CURRENT, SHARDS
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def run_evaluation(evaluated: Evaluated, conduct: Conduct) -> list[Measurement]:
 
 
 def is_index(name: str) -> bool:
-    """Returns whether a name is that of an index folder, or of a collection of Milvus."""
+    """Returns whether a name is that of an index folder, a folder of shards, or a collection of Milvus."""
     location = locate_index(name)
-    return not isinstance(location, Path) or (location / CURRENT).is_file()
+    return not isinstance(location, Path) or any((location / file).is_file() for file in (CURRENT, SHARDS))
 
 
 def are_paired(first: Measurement, second: Measurement) -> bool:

@@ -9,6 +9,7 @@ import typer
 
 from indistill.cli.options import HitFormat
 from indistill.cli.stdout import emit
+from indistill.data.urls import join_url
 from indistill.errors import ExistsError, InputError, describe_os_error, escape_text
 from indistill.retrieval.index import Hit
 from indistill.retrieval.search import Asked, SearchOptions, SearchResults, describe_query
@@ -38,7 +39,7 @@ def print_hits(results: SearchResults, form: HitFormat) -> None:
     elif form == "html":
         emit_page(_render(results))
     else:
-        _emit_paths([os.fspath(results.root / hit.path) for _, hit in _pair(results)], null=form == "paths0")
+        _emit_paths([join_url(results.root, hit.path) for _, hit in _pair(results)], null=form == "paths0")
 
 
 def report_empty(results: SearchResults, options: SearchOptions) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from indistill.cli.cluster import AddressOption, EmbeddingsOption, EngineOption, ShardsOption
 from indistill.cli.index_type import FactoryOption, LatencyOption, MemoryOption, RecallOption, make_chooser
 from indistill.cli.options import (
     CollectionModelOption,
@@ -19,7 +20,8 @@ from indistill.cli.standard_input import NullInputOption, expand_paths, open_lis
 app = typer.Typer(help="Build an index over a gallery of images, change it, and look after it.", no_args_is_help=True)
 
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Threads that decode images.", show_default="one a core")
+    int | None,
+    typer.Option("--workers", min=1, help="Threads that decode images; processes, on Ray.", show_default="one a core"),
 ]
 
 
@@ -52,21 +54,27 @@ def build(
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    shards: ShardsOption = None,
+    embeddings: EmbeddingsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Embed a gallery of images and write an index of it, complete or not at all.
 
     Small galleries are searched exactly; for larger ones the type of index is the one that reaches --recall with the
     least work, measured on images that are held out. A build that was cut off goes on when the command is given again.
+    With --engine ray the machines of a cluster do the work; see docs/ray.md.
     """
+    from indistill.cli.cluster import choose_builder
     from indistill.cli.index_output import print_index, report_kept
     from indistill.cli.inputs import report_skipped
     from indistill.data.sets import locate_data, open_images
     from indistill.export.session import EmbeddingSession
     from indistill.progress import show_progress
-    from indistill.retrieval.build import BuildOptions, build_index, check_index_output
+    from indistill.retrieval.build import BuildOptions
 
-    check_index_output(out, overwrite=overwrite)
+    build_index = choose_builder(out, engine, address, shards, embeddings, overwrite=overwrite)
     session = EmbeddingSession(model)
     choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
     gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
@@ -247,11 +255,10 @@ def verify(index: FolderArgument, json: JsonOption = False) -> None:
     """Read every byte of an index and compare it with what was written; exit code 2 if anything differs."""
     from indistill.cli.index_output import print_verification
     from indistill.progress import show_progress
-    from indistill.retrieval.store import read_manifest
-    from indistill.retrieval.upkeep import verify_index
+    from indistill.retrieval.opening import describe_index, verify_any
 
-    with show_progress("reading", len(read_manifest(index).files), "files") as advance:
-        found = verify_index(index, advance)
+    with show_progress("reading", len(describe_index(index).files), "files") as advance:
+        found = verify_any(index, advance)
     print_verification(index, found, as_json=json)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from indistill.config import Recipe, load_recipe, parse_overrides, validate_recipe
-from indistill.data.pixels import Pixels, StreamedPixels, load_pixels, open_pixels
+from indistill.data.pixels import Pixels, Share, StreamedPixels, load_pixels, open_pixels
 from indistill.data.sets import ImageSet, open_images, sample_images
 from indistill.errors import ExistsError, InputError, ModelError
 from indistill.hashing import hash_file
@@ -106,8 +106,11 @@ def read_recipe(
 
 def read_training_pixels(images: ImageSet, recipe: Recipe) -> Pixels | StreamedPixels:
     """Returns the pixels of a set, in memory or streamed, with a progress bar; says how many images were skipped."""
+    from indistill.processes import count_processes, exchange, get_rank
+
+    share = Share(get_rank(), count_processes(), exchange)
     with show_progress(f"reading {images.name}", len(images.names)) as advance:
-        pixels = open_pixels(images, recipe.preprocessing, advance, recipe.data.memory_limit_gb)
+        pixels = open_pixels(images, recipe.preprocessing, advance, recipe.data.memory_limit_gb, share)
     report_skipped(pixels.skipped)
     return pixels
 

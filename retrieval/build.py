@@ -17,7 +17,7 @@ from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import NewItem, edit_catalogue
 from indistill.retrieval.embed import EmbeddedImages, ImageFile, embed_files
 from indistill.retrieval.journal import explain_interruption, open_journal
-from indistill.retrieval.segments import write_segment
+from indistill.retrieval.segments import Ids, write_segment
 from indistill.retrieval.store import (
     CATALOGUE,
     CURRENT,
@@ -26,6 +26,7 @@ from indistill.retrieval.store import (
     LOCK,
     MODEL,
     PENDING,
+    PENDING_CHUNKS,
     SKIPPED,
     Manifest,
     commit_generation,
@@ -38,7 +39,7 @@ from indistill.retrieval.store import (
 from indistill.retrieval.types import EXACT, make_faiss
 
 PARTIAL = name_aside(Path(CURRENT)).name  # of a process that was killed
-INDEX_FILES = {CURRENT, PARTIAL, GENERATIONS, LOCK, PENDING, MODEL, SKIPPED}  # the last two of format 1
+INDEX_FILES = {CURRENT, PARTIAL, GENERATIONS, LOCK, PENDING, PENDING_CHUNKS, MODEL, SKIPPED}  # the last two of format 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,23 @@ class BuildOptions:
     workers: int | None = None
     overwrite: bool = False
     source: str = ""
+
+
+@dataclass(frozen=True)
+class IndexPart:
+    """What an index of embedded images is a part of, and how it is made.
+
+    Attributes:
+        source: the gallery's data spec, for `Manifest`.
+        first_id: of its images.
+        next_id: of the image that is added first later; None for the one after the last.
+        make: gives the FAISS index of a type, of vectors (N, D) and ids (N,).
+    """
+
+    source: str = ""
+    first_id: int = 1
+    next_id: int | None = None
+    make: Callable[[str, Embeddings, Ids], faiss.Index] = make_faiss
 
 
 def build_index(
@@ -107,27 +125,35 @@ def build_index(
             if not embedded.files:
                 first = embedded.skipped[0]
                 raise DataError(f"none of the {len(embedded.skipped)} images can be read; {first.name}: {first.reason}")
-            made = _write_index(
-                out, gallery, session, embedded, options.choose(embedded.vectors), source=options.source
-            )
+            part = IndexPart(source=options.source)
+            made = write_index(out, gallery, session, embedded, options.choose(embedded.vectors), part)
             (out / PENDING).unlink(missing_ok=True)
             return made, embedded.skipped
     except OSError as error:
         raise InputError(f"the index {out} cannot be written: {describe_os_error(error)}") from error
 
 
-def _write_index(
-    out: Path, gallery: ImageSet, session: EmbeddingSession, embedded: EmbeddedImages, kind: IndexType, *, source: str
+def write_index(
+    out: Path,
+    gallery: ImageSet,
+    session: EmbeddingSession,
+    embedded: EmbeddedImages,
+    kind: IndexType,
+    part: IndexPart,
 ) -> Manifest:
+    """Puts an index of embedded images in force, in a folder that is locked."""
     labels = dict(zip(gallery.names, list_labels(gallery), strict=True))
     items = [make_item(file, file.name, labels[file.name]) for file in embedded.files]
     with draft_generation(out) as draft:
         shutil.copyfile(session.path, draft / MODEL)
         write_skipped(draft / SKIPPED, embedded.skipped)
         with edit_catalogue(draft / CATALOGUE) as catalogue:
+            catalogue.start_ids(part.first_id)
             ids = np.array(catalogue.add(items), dtype=np.int64)
+            if part.next_id is not None:
+                catalogue.start_ids(part.next_id)
         write_segment(draft / name_segment(1), ids, embedded.vectors)
-        write_faiss(make_faiss(kind.factory, embedded.vectors, ids), draft / FAISS)
+        write_faiss(part.make(kind.factory, embedded.vectors, ids), draft / FAISS)
         manifest = Manifest(
             items=len(items),
             dimension=session.artefact.embedding_dim,
@@ -139,7 +165,7 @@ def _write_index(
             model_sha256=session.sha256,
             generation=0,  # filled in when it is committed
             root=gallery.root,
-            source=source,
+            source=part.source,
             skipped=len(embedded.skipped),
             segments=(name_segment(1),),
             version=__version__,

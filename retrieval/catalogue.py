@@ -135,6 +135,11 @@ class CatalogueDraft:
         statement = "INSERT INTO items (path, label, sha256, size_bytes, modified_ns) VALUES (?, ?, ?, ?, ?)"
         return [int(self._connection.execute(statement, _list_values(item)).lastrowid or 0) for item in items]
 
+    def start_ids(self, first: int) -> None:
+        """Makes `first`, which must be above all ids there are and were, the id of the next image."""
+        self._connection.execute("DELETE FROM sqlite_sequence WHERE name = 'items'")
+        self._connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('items', ?)", (first - 1,))
+
     def remove(self, ids: Sequence[int]) -> None:
         """Removes images; their ids are never used again."""
         self._connection.executemany("DELETE FROM items WHERE id = ?", [(i,) for i in ids])

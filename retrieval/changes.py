@@ -25,7 +25,7 @@ from indistill.retrieval.opening import Location, apply_edit, change_index
 from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.selection import Selection, select_items
 from indistill.retrieval.sources import Source, describe_images, find_sources, name_item, open_source
-from indistill.retrieval.store import NO_SOURCE, PENDING
+from indistill.retrieval.store import NO_SOURCE, PENDING, refuse_shard
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -85,8 +85,10 @@ def sync_folder(
     Raises:
         DataError: there are no images, perhaps because a folder is not mounted.
         IndexFolderError: the index cannot be used, or another process changes it.
-        InputError: it cannot be written, `images` cannot be followed, or they are not the gallery that moved.
+        InputError: it cannot be written, is a shard, `images` cannot be followed, or are not the gallery that moved.
     """
+    if isinstance(folder, Path):
+        refuse_shard(folder)
     with change_index(folder) as index:
         source, own = (_open_moved(images), True) if moved else _open_followed(index, images)
         root = source.images.root

@@ -98,6 +98,11 @@ def _open_model(folder: Path, manifest: Manifest, model: Path | None, threads: i
     )
 
 
+def is_few(count: int, manifest: Manifest) -> bool:
+    """Returns whether so many images of an index are scored one by one, instead of searched with a filter."""
+    return count <= manifest.items // EXACT_SHARE or not can_filter(manifest.factory)
+
+
 class Index:
     """An index opened for reading; later changes of the folder do not reach it. Use it as a context, or close it.
 
@@ -213,7 +218,9 @@ class Index:
             raise IndexFolderError(f"the index {self.folder} was built anew with another model; open it again")
         return self._session.embed_images(images)
 
-    def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]:
+    def search_vectors(
+        self, queries: Embeddings, k: int, among: Ids | None = None, *, exact: bool | None = None
+    ) -> tuple[Embeddings, Ids]:
         """Returns the scores (Q, k) and the ids (Q, k) of the nearest images, as the index finds them.
 
         Sorted by falling score, then rising id; where fewer are found, the score is minus infinity and the id -1.
@@ -222,15 +229,14 @@ class Index:
             queries: unit vectors (Q, D).
             k: as many columns, or as there are images to search among.
             among: the ids to search among; all where it is left out.
+            exact: whether these are scored one by one by their stored vectors; default where `is_few` says so.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         total = self.manifest.items if among is None else len(among)
         k = min(k, total)
         if not k or not len(queries):
             return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
-        some = among is not None and (
-            total <= self.manifest.items // EXACT_SHARE or not can_filter(self.manifest.factory)
-        )
+        some = among is not None and (is_few(total, self.manifest) if exact is None else exact)
         if not some:
             scores, ids = self._search_ordered(queries, k, total, among)
             if among is None or (ids != NOTHING).all():

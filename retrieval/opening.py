@@ -1,7 +1,11 @@
-"""Where an index lies, and the one place that chooses between a folder and a collection of Milvus. Needs no torch."""
+"""Where an index lies, and the one place that chooses between a folder, shards and a collection of Milvus.
+
+Needs no torch.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from indistill.retrieval.edit import Changes, Edit
     from indistill.retrieval.protocol import SearchIndex
     from indistill.retrieval.store import Manifest
+    from indistill.retrieval.upkeep import Verification
 
 Location: TypeAlias = Path | MilvusLocation
 
@@ -59,15 +64,21 @@ def open_index(location: Location, threads: int = 1) -> "SearchIndex":
 
     Raises:
         IndexFolderError: it is no index, is damaged, or cannot be reached.
-        InputError: a package is missing.
+        InputError: a package is missing, or RAY_ADDRESS names a cluster that cannot be joined.
     """
     if isinstance(location, MilvusLocation):
         from indistill.retrieval.milvus.index import MilvusIndex
 
         return MilvusIndex(location)
+    from indistill.retrieval.cluster.shards import list_shards
     from indistill.retrieval.index import Index
 
-    return Index(location, threads)
+    shards = list_shards(location)
+    if shards is None:
+        return Index(location, threads)
+    from indistill.retrieval.cluster.sharded import ShardedIndex
+
+    return ShardedIndex(location, shards, threads)
 
 
 def open_model(location: Location, model: Path | None = None, threads: int = 0) -> "EmbeddingSession":
@@ -85,9 +96,11 @@ def open_model(location: Location, model: Path | None = None, threads: int = 0) 
     if isinstance(location, MilvusLocation):
         with open_index(location) as index:
             return index.open_model(model, threads)
+    from indistill.retrieval.cluster.shards import list_shards
     from indistill.retrieval.index import open_model as open_folder_model
 
-    return open_folder_model(location, model, threads)
+    shards = list_shards(location)
+    return open_folder_model(location if shards is None else shards[0], model, threads)
 
 
 def describe_index(location: Location) -> "Manifest":
@@ -99,9 +112,28 @@ def describe_index(location: Location) -> "Manifest":
     if isinstance(location, MilvusLocation):
         with open_index(location) as index:
             return index.manifest
+    from indistill.retrieval.cluster.shards import list_shards
     from indistill.retrieval.store import read_manifest
 
-    return read_manifest(location)
+    shards = list_shards(location)
+    if shards is None:
+        return read_manifest(location)
+    from indistill.retrieval.cluster.sharded import add_up_manifests
+
+    return add_up_manifests(location, [read_manifest(shard) for shard in shards])
+
+
+def verify_any(folder: Path, on_progress: Callable[[int], None] = lambda _: None) -> "Verification":
+    """Returns what is wrong with an index, or with the shards of a folder; see `verify_index`."""
+    from indistill.retrieval.cluster.shards import list_shards
+    from indistill.retrieval.upkeep import Verification, verify_index
+
+    shards = list_shards(folder)
+    if shards is None:
+        return verify_index(folder, on_progress)
+    found = [verify_index(shard, on_progress) for shard in shards]
+    problems = (f"{shard.name}: {line}" for shard, part in zip(shards, found, strict=True) for line in part.problems)
+    return Verification(tuple(problems), sum(part.files for part in found), sum(part.items for part in found))
 
 
 def count_outside(location: Location) -> int:
@@ -111,6 +143,7 @@ def count_outside(location: Location) -> int:
         IndexFolderError: it is no index, is damaged, or cannot be reached.
     """
     from indistill.retrieval.catalogue import Catalogue
+    from indistill.retrieval.cluster.shards import list_shards
     from indistill.retrieval.store import CATALOGUE, name_generation, read_generation
     from indistill.retrieval.where import parse_where
 
@@ -119,12 +152,12 @@ def count_outside(location: Location) -> int:
         with open_index(location) as index:
             return len(index.find_ids(outside))
 
-    def count(manifest: "Manifest") -> int:
-        with Catalogue(name_generation(location, manifest.generation) / CATALOGUE) as catalogue:
+    def count(folder: Path, manifest: "Manifest") -> int:
+        with Catalogue(name_generation(folder, manifest.generation) / CATALOGUE) as catalogue:
             ((found,),) = catalogue.select(f"SELECT COUNT(*) FROM items WHERE {outside.sql}", outside.values)
             return int(found)
 
-    return read_generation(location, count)
+    return sum(read_generation(folder, partial(count, folder)) for folder in list_shards(location) or [location])
 
 
 @contextmanager

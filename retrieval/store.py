@@ -10,6 +10,7 @@ generations/00000001/
     skipped.jsonl               files that the last change passed over, with the reason
 lock                            held by the process that writes
 pending.vectors                 embeddings of a change that was cut off; see journal.py
+pending.chunks/                 embeddings of a build on a cluster that was cut off; see cluster/chunks.py
 
 A generation is never changed once it is in force. The one before it stays until the next change, for those who have it
 open; a process that is killed leaves the old generation in force, or the new one.
@@ -36,6 +37,8 @@ from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import is_text
 
 CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
+PENDING_CHUNKS = "pending.chunks"
+SHARDS = "shards.json"  # of a folder of indexes; see cluster/shards.py
 MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "manifest.json",
     "index.faiss",
@@ -126,9 +129,14 @@ def read_generation(folder: Path, read: Callable[[Manifest], Found]) -> Found:
 
 def _read_manifest(folder: Path, number: int | None) -> Manifest:
     if number is None:
-        if (folder / PENDING).is_file():
+        if (folder / PENDING).is_file() or (folder / PENDING_CHUNKS).is_dir():
             raise IndexFolderError(
                 f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
+            )
+        if (folder / SHARDS).is_file():
+            raise IndexFolderError(
+                f"{folder} is a folder of shards, which 'search', 'evaluate', 'dedupe', 'index info' and 'index "
+                "verify' take: name one of its indexes, or another"
             )
         raise IndexFolderError(
             f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
@@ -163,6 +171,12 @@ def _check_names(manifest: Manifest, number: int) -> None:
         raise ValueError(manifest.files)
     if manifest.generation != number or not set(manifest.sizes) <= needed:
         raise ValueError(manifest.generation, manifest.sizes)
+
+
+def refuse_shard(folder: Path) -> None:
+    """Raises InputError for a shard, which holds a part of its gallery."""
+    if (folder.resolve().parent.parent / SHARDS).is_file():
+        raise InputError(f"{folder} is a shard, and would take in the images of the others: build the shards again")
 
 
 def read_current(folder: Path) -> int | None:
@@ -225,7 +239,7 @@ def require_text(folder: Path) -> None:
 
 def _refuse_links(folder: Path) -> None:
     """An index from elsewhere must not lead what is written here to another place."""
-    for name in (CURRENT, name_aside(Path(CURRENT)).name, PENDING, GENERATIONS):
+    for name in (CURRENT, name_aside(Path(CURRENT)).name, PENDING, PENDING_CHUNKS, GENERATIONS):
         if (folder / name).is_symlink():
             raise IndexFolderError(f"the index {folder} has a link in place of its {name}: it is not safe to change")
 
@@ -343,7 +357,7 @@ def discard_unfinished(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not (folder / CURRENT).exists() and not (folder / PENDING).exists():
+        if not any((folder / name).exists() for name in (CURRENT, PENDING, PENDING_CHUNKS)):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

@@ -14,7 +14,8 @@ the id of another.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -113,6 +114,14 @@ def make_faiss(
     Raises:
         InputError: there are too few vectors for the type, or it does not fit them, or is none of ours.
     """
+    index = train_faiss(factory, vectors, seed, centroids=centroids)
+    with _refuse_misfit(factory, vectors):
+        add_to_faiss(index, vectors, ids)
+    return index
+
+
+def train_faiss(factory: str, vectors: Vectors, seed: int = 0, *, centroids: FaissIndex | None = None) -> FaissIndex:
+    """Returns an index without vectors, trained on some of these; see `make_faiss`."""
     factory = check_factory(factory, vectors.shape[1])
     index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     ivf = find_ivf(index)
@@ -124,16 +133,21 @@ def make_faiss(
         ivf.cp.max_points_per_centroid, ivf.cp.min_points_per_centroid = POINTS_PER_LIST, 1
         if centroids is not None:
             ivf.quantizer, ivf.own_fields = centroids, False
-    try:
+    with _refuse_misfit(factory, vectors):
         if not index.is_trained:
             index.train(_draw_rows(vectors, max(LEAST_SAMPLE, POINTS_PER_LIST * (ivf.nlist if ivf else 0)), seed))
-        add_to_faiss(index, vectors, ids)
+    return index  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _refuse_misfit(factory: str, vectors: Vectors) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         raise InputError(
             f"{factory} cannot index {len(vectors)} vectors of {vectors.shape[1]} values ({describe_error(error)}): "
             "give another type, or Flat"
         ) from error
-    return index  # type: ignore[no-any-return]
 
 
 def add_to_faiss(index: FaissIndex, vectors: Vectors, ids: Ids) -> None:

@@ -31,6 +31,7 @@ TORCH_FREE = {
     "indistill.data.manifests",
     "indistill.data.named",
     "indistill.data.pixels",
+    "indistill.data.urls",
     "indistill.export.artefact",
     "indistill.export.card",
     "indistill.export.folder",

@@ -22,6 +22,8 @@ class Table(Protocol):
 
     def __getitem__(self, position: int, /) -> Mapping[str, Mapping[str, object]]: ...
 
+    def select(self, indices: range) -> "Table": ...
+
 
 @dataclass(frozen=True)
 class SavedSet:

@@ -1,7 +1,7 @@
 """The readable images of a set, resized: as one uint8 array in memory, or decoded when they are asked for. No torch."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +43,26 @@ class Pixels:
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of images and labels, as hexadecimal digits."""
-        digest = hashlib.sha256(self.images.data)
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()
+        """The SHA-256 of the SHA-256 of each image and of the labels, as hexadecimal digits."""
+        return _fingerprint((_hash_image(image) for image in self.images), self.labels)
+
+
+Found = list[bytes | str]  # of each image its hash, or the reason why it cannot be read
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's part of a scan that several make together: every `count`-th image from the `rank`-th on.
+
+    Attributes:
+        rank: of this process, from 0.
+        count: of the processes.
+        exchange: takes what this process found, and returns what each of them did, by rank.
+    """
+
+    rank: int = 0
+    count: int = 1
+    exchange: Callable[[Found], list[Found]] = lambda own: [own]
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ class StreamedPixels:
         labels: (N,) int64, -1 where there is none.
         classes: the class names.
         skipped: what could not be read; none of it is counted in N.
-        fingerprint: the SHA-256 of pixels and labels: the same as in memory.
+        fingerprint: of pixels and labels: the same as in memory.
         workers: threads that decode.
     """
 
@@ -98,11 +114,14 @@ def open_pixels(
     preprocessing: Preprocessing,
     on_progress: Callable[[int], None] = lambda _: None,
     memory_limit_gb: float = MEMORY_LIMIT_GB,
+    share: Share = Share(),
 ) -> Pixels | StreamedPixels:
-    """Returns the images of a set for training: in memory if they fit, else streamed. All are read once in any case."""
+    """Returns the images of a set for training: in memory if they fit, else streamed. All are read once in any case:
+    in memory by each of several processes, else by one of them.
+    """
     if measure_gb(images, preprocessing) <= memory_limit_gb:
         return load_pixels(images, preprocessing, on_progress, memory_limit_gb)
-    return scan_pixels(images, preprocessing, on_progress)
+    return scan_pixels(images, preprocessing, on_progress, share=share)
 
 
 def measure_gb(images: ImageSet, preprocessing: Preprocessing) -> float:
@@ -154,34 +173,37 @@ def scan_pixels(
     preprocessing: Preprocessing,
     on_progress: Callable[[int], None] = lambda _: None,
     workers: int | None = None,
+    share: Share = Share(),
 ) -> StreamedPixels:
     """Returns the images of a set, to be decoded when they are asked for.
 
-    Each is decoded once, as in `load_pixels`: so that bad ones are left out from the first epoch on, in the same order
-    as in memory, and the fingerprint is known.
+    Each is decoded once, by one of the processes: so that bad ones are left out from the first epoch on, in the same
+    order as in memory, and the fingerprint is known.
 
     Args:
         images: the set.
         preprocessing: gives the size.
         on_progress: called with 1 for each image done.
         workers: threads that decode; default one for each core.
+        share: of this process, where several call this together.
 
     Raises:
         DataError: no image can be read.
     """
-    workers = workers or count_decoders()
-    digest, reasons = hashlib.sha256(), dict[int, str]()
-    for position, result in _read_all(images, preprocessing, range(len(images.names)), workers):
-        if isinstance(result, str):
-            reasons[position] = result
-        else:
-            digest.update(np.ascontiguousarray(result).data)
-        on_progress(1)
-    kept = np.array([p for p in range(len(images.names)) if p not in reasons], dtype=np.int64)
+    workers, total = workers or count_decoders(), len(images.names)
+    own: Found = []
+    for position, result in _read_all(images, preprocessing, range(share.rank, total, share.count), workers):
+        own.append(result if isinstance(result, str) else _hash_image(result))
+        on_progress(min(share.count, total - position))
+    found: Found = [b""] * total
+    for rank, part in enumerate(share.exchange(own)):
+        found[rank :: share.count] = part
+    reasons = {position: result for position, result in enumerate(found) if isinstance(result, str)}
+    kept = np.array([p for p in range(total) if p not in reasons], dtype=np.int64)
     skipped = _list_skipped(images, reasons)
     require_readable(images.name, len(kept), skipped)
     labels = images.labels[kept]
-    digest.update(labels.tobytes())
+    hashes = (result for result in found if isinstance(result, bytes))
     return StreamedPixels(
         images.name,
         images,
@@ -190,9 +212,21 @@ def scan_pixels(
         labels,
         images.classes,
         skipped,
-        digest.hexdigest(),
+        _fingerprint(hashes, labels),
         workers,
     )
+
+
+def _hash_image(pixels: PixelArray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
+
+
+def _fingerprint(hashes: Iterable[bytes], labels: NDArray[np.int64]) -> str:
+    digest = hashlib.sha256()
+    for found in hashes:
+        digest.update(found)
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
 
 
 def require_readable(name: str, readable: int, skipped: Sequence[SkippedImage]) -> None:

@@ -148,8 +148,10 @@ class SampledSet:
 def locate_data(spec: str) -> str:
     """Returns a data spec that means the same from any folder."""
     from indistill.data.shards import is_shard_pattern
+    from indistill.data.urls import is_url
 
-    return str(Path(spec).resolve()) if Path(spec).exists() or is_shard_pattern(spec) else spec
+    is_path = Path(spec).exists() or (is_shard_pattern(spec) and not is_url(spec))
+    return str(Path(spec).resolve()) if is_path else spec
 
 
 def sample_images(images: ImageSet, count: int) -> SampledSet:
@@ -171,10 +173,13 @@ def open_images(spec: str, *, root: Path | None = None, download: bool = False) 
     """
     from indistill.data.named import SPLITS, open_named
     from indistill.data.shards import is_shard_pattern, open_shards
+    from indistill.data.urls import is_url, open_url
 
     path = Path(spec)
     if path.exists():
         return _open_path(path, spec)
+    if is_url(spec):
+        return open_url(spec)
     if is_shard_pattern(spec):
         return open_shards(spec)
     name, _, split = spec.partition("/")

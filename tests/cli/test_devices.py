@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.calls import MAIN, Result, assert_refused, fill, make_environment, run_process, succeed
+from tests.cli.calls import MAIN, REPOSITORY, Result, assert_refused, fill, make_environment, run_process, succeed
 
 Places = dict[str, Path]
 Refuse = Callable[..., None]
@@ -114,6 +114,25 @@ def test_torchrun_starts_the_processes_as_well(places: Places) -> None:
     assert done.stdout.count(str(places["out"])) == 1
     assert done.stderr.count("epoch 2/2") == 1
     assert len(read_losses(places["out"])) == 2
+
+
+@pytest.mark.slow
+def test_ray_train_starts_the_processes_as_well(places: Places) -> None:
+    pytest.importorskip("ray.train.torch", reason="Ray Train is not installed: pip install 'ray[train]'")
+    line = f"{COMPRESS} --no-warm-up --lr 1e-4 --epochs 2 --device cpu --out"
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "examples/ray_train.py", "2", *fill(f"{line} {{out}}", places)],
+        capture_output=True,
+        text=True,
+        env=make_environment() | {"RAY_ADDRESS": "local"},
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    both = run_process(*fill(f"{line} {{here}}/both --devices 2", places))
+    assert both.code == 0, both.err
+    ours, theirs = (load_file(run / "student.safetensors") for run in (places["here"] / "both", places["out"]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize(

@@ -226,17 +226,15 @@ def test_the_table_has_the_chance_level_and_unit_vectors_once(places: Places) ->
 
 def test_the_page_holds_tables_and_pictures_of_the_best_and_the_worst_queries(places: Places, copy: Copy) -> None:
     copy("queries")
-    first, *others = list_files(places["copied_queries"])
-    first.rename(first.with_name("<b>&amp;.png"))
-    for path in others[15:]:
-        path.unlink()  # so that all queries are among the best or the worst
+    for path in list_files(places["copied_queries"]):
+        path.rename(path.with_name(f"<b>&amp;{path.name}"))
     result = run(places, "{index} --queries {copied_queries} --per-class --html {out}")
     assert f"wrote {places['out']}\n" in result.err
     page = places["out"].read_text(encoding="utf-8")
     assert page.count('<figure class="query">') == 16
     assert page.count("<img ") == 16 * 7
     assert page.count('<figure class="right">') + page.count('<figure class="wrong">') == 16 * 6
-    assert "&lt;b&gt;&amp;amp;.png" in page
+    assert page.count("&lt;b&gt;&amp;amp;") >= 16
     assert "<b>" not in page
     assert "no image</div>" not in page
     for text in ("Best queries", "Worst queries", "By class", "As deployed", "map_paper11", "search recall@10"):

@@ -5,18 +5,22 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
-from indistill.data.pixels import Pixels
+from indistill.data.pixels import Pixels, Share, load_pixels, scan_pixels
+from indistill.data.sets import ArraySet
 from indistill.distill import Distillation, StageStep, build_step, build_terms
+from indistill.errors import DataError
 from indistill.losses.options import LossOptions
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.preprocess import Preprocessing
@@ -25,6 +29,7 @@ from indistill.processes import (
     copy_from_first,
     count_processes,
     divide,
+    exchange,
     find_share,
     gather,
     get_rank,
@@ -197,6 +202,51 @@ def test_three_processes_share_a_batch_of_eight(tmp_path: Path) -> None:
     )
     assert shared["labels"].tolist() == list(range(8))
     assert float(shared["weighed"]) == pytest.approx(float(images.float().mean()), rel=1e-5)
+
+
+class CountedSet(ArraySet):
+    """Counts what is decoded in this process."""
+
+    decoded: ClassVar[list[int]] = []
+
+    def read(self, position: int) -> Image.Image:
+        self.decoded.append(position)
+        if position == 7:
+            raise DataError("damaged")
+        return super().read(position)
+
+
+def make_counted() -> CountedSet:
+    images = np.random.default_rng(0).integers(0, 256, (37, 8, 8, 3), dtype=np.uint8)
+    names = [f"{number:02d}" for number in range(37)]
+    return CountedSet("mine", images, names, tuple(map(str, range(10))), np.arange(37) % 10)
+
+
+def read_streamed() -> dict[str, object]:
+    images = make_counted()
+    pixels = scan_pixels(images, Preprocessing(8), workers=1, share=Share(get_rank(), count_processes(), exchange))
+    scanned = list(CountedSet.decoded)
+    CountedSet.decoded.clear()
+    batches = Batches(pixels, Preprocessing(8), batch_size=13, flip=True, crop_padding=2, seed=0, device=CPU)
+    shapes = [tuple(images.shape) for images, _ in batches.draw_epoch()]
+    return {
+        "scanned": exchange(scanned),
+        "read": exchange(list(CountedSet.decoded)),
+        "found": (pixels.fingerprint, pixels.positions.tolist(), [image.reason for image in pixels.skipped]),
+        "shapes": shapes,
+    }
+
+
+def test_no_process_reads_all_streamed_images(tmp_path: Path) -> None:
+    shared = run_processes(2, read_streamed, tmp_path)
+    assert shared["scanned"] == [list(range(0, 37, 2)), list(range(1, 37, 2))]
+    first, second = (set(read) for read in shared["read"])
+    assert first.isdisjoint(second)
+    assert first | second == set(range(37)) - {7}
+    assert shared["shapes"] == [(7, 3, 8, 8), (7, 3, 8, 8), (5, 3, 8, 8)]
+    alone = scan_pixels(make_counted(), Preprocessing(8))
+    assert shared["found"] == (alone.fingerprint, alone.positions.tolist(), ["damaged"])
+    assert alone.fingerprint == load_pixels(make_counted(), Preprocessing(8)).fingerprint
 
 
 def test_a_step_without_the_others_rows_would_be_another(trained: dict[str, list[Tensor]]) -> None:
