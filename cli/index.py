@@ -59,7 +59,7 @@ def build(
     Small galleries are searched exactly; for larger ones the type of index is the one that reaches --recall with the
     least work, measured on images that are held out. A build that was cut off goes on when the command is given again.
     """
-    from indistill.cli.index_output import print_index
+    from indistill.cli.index_output import print_index, report_kept
     from indistill.cli.inputs import report_skipped
     from indistill.data.sets import locate_data, open_images
     from indistill.export.session import EmbeddingSession
@@ -70,6 +70,7 @@ def build(
     session = EmbeddingSession(model)
     choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
     gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
+    report_kept(out, session.sha256)
     with show_progress("embedding", len(gallery.names)) as advance:
         source = images if images == "-" else locate_data(images)
         options = BuildOptions(choose, workers, overwrite, source)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from indistill.errors import TrainingError
-from indistill.progress import make_console
 
 GPU_CHECK_EVERY = 50  # reading a loss waits for the GPU
 
@@ -62,11 +61,11 @@ def explain_failure(batch_size: int) -> Iterator[None]:
 
 @contextmanager
 def explain_interruption() -> Iterator[None]:
-    """Says on Ctrl-C how to go on."""
+    """Notes on Ctrl-C how to go on, for the line that `cli/main.py` prints."""
     try:
         yield
-    except KeyboardInterrupt:
-        make_console().print("interrupted; the same command with --resume goes on from the last checkpoint")
+    except KeyboardInterrupt as error:
+        error.add_note("the same command with --resume goes on from the last checkpoint")
         raise
 
 

@@ -19,7 +19,7 @@ from indistill.export.session import Embeddings
 from indistill.retrieval.catalogue import CatalogueItem, NewItem, is_text
 from indistill.retrieval.edit import Changes, Edit
 from indistill.retrieval.embed import embed_files, skip_name
-from indistill.retrieval.journal import Journal, open_journal
+from indistill.retrieval.journal import Journal, explain_interruption, open_journal
 from indistill.retrieval.opening import Location, apply_edit, change_index
 from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.selection import Selection, select_items
@@ -210,11 +210,12 @@ def _take_in(
         embedder: of the index.
     """
     edit = Edit()
-    looked_at = [_find_changed(source, known, edit) for source in sources]
-    found = embedder.embed(list(zip(sources, looked_at, strict=True)), edit) if any(looked_at) else []
-    looked = {source.paths[p] for source, positions in zip(sources, looked_at, strict=True) for p in positions}
-    _settle(edit, found, [*gone, *(known[path] for path in sorted(looked & known.keys()))])
-    return apply_edit(embedder.index, edit)
+    with explain_interruption(embedder.index.work / PENDING):
+        looked_at = [_find_changed(source, known, edit) for source in sources]
+        found = embedder.embed(list(zip(sources, looked_at, strict=True)), edit) if any(looked_at) else []
+        looked = {source.paths[p] for source, positions in zip(sources, looked_at, strict=True) for p in positions}
+        _settle(edit, found, [*gone, *(known[path] for path in sorted(looked & known.keys()))])
+        return apply_edit(embedder.index, edit)
 
 
 def _find_changed(source: Source, known: Mapping[str, CatalogueItem], edit: Edit) -> list[int]:

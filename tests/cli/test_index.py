@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from indistill.export.session import EmbeddingSession
-from tests.cli.calls import assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
+from tests.cli.calls import MAIN, assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
 from tests.cli.files import list_files, write_digits
 
 Places = dict[str, Path]
@@ -192,3 +192,30 @@ def test_bytes_that_are_no_text_in_names_are_printed_escaped(own: Places) -> Non
     assert (result.code, "1 image was skipped" in result.err) == (0, True), result.err
     assert "\\udcff/gallery" in result.out
     assert_refused(run_process("index", "verify", own["here"] / bad / "index"), "its path is not valid UTF-8")
+
+
+def test_ctrl_c_tells_what_is_kept_and_the_next_build_goes_on(own: Places) -> None:
+    line = "index build {mine} --model {model} --out {out}"
+    code = "from indistill.retrieval import embed; embed.BATCH_SIZE = 4; " + MAIN
+    interrupt = (
+        "import os, signal; from indistill.retrieval.journal import Journal; keep = Journal.keep\n"
+        "def stop(*given): keep(*given); os.kill(os.getpid(), signal.SIGINT)\n"
+        "Journal.keep = stop\n"
+    )
+    cut = run_process(*fill(line, own), code=interrupt + code)
+    assert (cut.code, cut.out) == (130, "")
+    assert cut.err == "interrupted; 4 embeddings are kept: the same command goes on from there\n"
+    done = succeed(*fill(line, own))
+    assert done.err == "going on: 4 embeddings of a command that was cut off are kept\n"
+    assert "20 images" in done.out
+    assert succeed(*fill(line + " --overwrite", own)).err == ""
+
+
+def test_ctrl_c_of_a_command_that_keeps_nothing_is_a_word(own: Places) -> None:
+    interrupt = (
+        "import os, signal; from indistill.retrieval.index import Index\n"
+        "def stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)\n"
+        "Index.search = stop\n"
+    )
+    cut = run_process(*fill("search {living} {query}", own), code=interrupt + MAIN)
+    assert (cut.code, cut.out, cut.err) == (130, "", "interrupted\n")

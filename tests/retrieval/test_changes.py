@@ -229,8 +229,9 @@ def test_what_was_embedded_before_a_change_was_cut_off_is_not_embedded_again(
             if self.done == 9:
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         sync_folder(index, show=Interrupt)
+    assert caught.value.__notes__ == ["8 embeddings are kept: the same command goes on from there"]
     assert (index / PENDING).stat().st_size > 0
     assert len(list_contents(index)) == 10
     embedded: list[int] = []
