@@ -154,6 +154,7 @@ def compress(
         raise InputError("--strict and --criterion are of a warm-up that prunes, which this recipe does not have")
     if auxiliary_weights is not None and auxiliary == "none":
         raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
+    loggers = parse_loggers(logger or [])
     sources = ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights))
     check_sources(data, sources)
     with show_status("loading PyTorch"):
@@ -181,7 +182,6 @@ def compress(
         from indistill.stages import parse_pairs
 
     place = start_processes(device, devices, main)
-    loggers = parse_loggers(logger or [])
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
     if compiled:
         check_compilation(place)

@@ -63,6 +63,7 @@ def train(
     from indistill.progress import show_status
 
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
+    loggers = parse_loggers(logger or [])
     check_sources(data, [(model, weights)])
     with show_status("loading PyTorch"):
         import torch
@@ -76,7 +77,6 @@ def train(
         from indistill.supervise import run_supervised
 
     place = start_processes(device, devices, main)
-    loggers = parse_loggers(logger or [])
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
     if compiled:
         check_compilation(place)
