@@ -79,7 +79,10 @@ def test_the_version_is_that_of_the_project() -> None:
 def test_train_writes_a_complete_run_and_prints_its_folder(places: Places) -> None:
     result = succeed(*fill(TRAIN, places))
     assert result.out == f"{places['out']}\n"
-    assert result.err.splitlines()[-1] == f"Next: indistill export {places['out']} --onnx"
+    assert result.err.splitlines()[-2:] == [
+        f"Next: indistill compress --teacher {places['out']} --data IMAGES --out RUN",
+        f"  or: indistill export {places['out']} --onnx",
+    ]
     names = {"config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "report.html"}
     assert {path.name for path in places["out"].iterdir()} == names
     config = read_config(places["out"])
