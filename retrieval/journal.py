@@ -22,14 +22,6 @@ def make_record(dimension: int) -> np.dtype[np.void]:
     return np.dtype([("sha256", "V32"), ("vector", "<f4", (dimension,)), ("crc", "<u4")])
 
 
-MAX_HEADER = 128
-
-
-def make_record(dimension: int) -> np.dtype[np.void]:
-    """Returns the type of a record."""
-    return np.dtype([("sha256", "V32"), ("vector", "<f4", (dimension,)), ("crc", "<u4")])
-
-
 class Journal(Mapping[str, Embeddings]):
     """The vectors (D,) of a model by the SHA-256 of the image file, kept in a file as they come.
 
