@@ -80,7 +80,8 @@ def build(
     gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
     with show_progress("embedding", len(gallery.names)) as advance:
         source = images if images == "-" else locate_data(images)
-        options = BuildOptions(choose, workers, overwrite, source)
+        limited = max_memory is not None or max_latency is not None
+        options = BuildOptions(choose, workers, overwrite, source, limited)
         manifest, skipped = build_index(gallery, session, out, options, advance)
     report_skipped(skipped)
     print_index(out, manifest, as_json=json)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from indistill.data.manifests import SUFFIXES as MANIFESTS
 from indistill.data.sets import FolderSet, ImageSet, SampledSet, locate_data
 from indistill.data.shards import is_shard_pattern
+from indistill.data.urls import is_url
 from indistill.errors import InputError, describe_os_error
 from indistill.export.session import Embeddings
 from indistill.retrieval.catalogue import CatalogueItem, NewItem, is_text
@@ -108,6 +109,8 @@ def _open_followed(index: SearchIndex, images: str | ImageSet | None) -> tuple[S
         by_folder = images.root != root
         return describe_images(index, images, by_folder=by_folder), source == NO_SOURCE or not by_folder
     spec = images or source or root
+    if is_url(spec):
+        raise InputError(f"{spec} is an address, which 'index sync' does not follow: build the index again")
     path = Path(spec)
     if not (path.is_dir() or (path.is_file() and path.suffix in (*MANIFESTS, ".tar")) or is_shard_pattern(spec)):
         raise InputError(f"{spec} is no folder, manifest or tar shard: 'index sync' follows one of these")
