@@ -127,20 +127,25 @@ def read_generation(folder: Path, read: Callable[[Manifest], Found]) -> Found:
     return read(_read_manifest(folder, read_current(folder)))
 
 
+def explain_absence(folder: Path) -> IndexFolderError:
+    """Returns the error that says what a folder without a generation in force is in place of an index."""
+    if (folder / SHARDS).is_file():
+        return IndexFolderError(
+            f"{folder} is a folder of shards, which 'search', 'evaluate', 'dedupe', 'index info' and 'index verify' "
+            "take: name one of its indexes, or another"
+        )
+    if (folder / PENDING).is_file() or (folder / PENDING_CHUNKS).is_dir():
+        return IndexFolderError(
+            f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
+        )
+    return IndexFolderError(
+        f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
+    )
+
+
 def _read_manifest(folder: Path, number: int | None) -> Manifest:
     if number is None:
-        if (folder / SHARDS).is_file():
-            raise IndexFolderError(
-                f"{folder} is a folder of shards, which 'search', 'evaluate', 'dedupe', 'index info' and 'index "
-                "verify' take: name one of its indexes, or another"
-            )
-        if (folder / PENDING).is_file() or (folder / PENDING_CHUNKS).is_dir():
-            raise IndexFolderError(
-                f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
-            )
-        raise IndexFolderError(
-            f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
-        )
+        raise explain_absence(folder)
     try:
         content = json.loads((name_generation(folder, number) / MANIFEST).read_text(encoding="utf-8"))
         found = content.get("format", 1)

@@ -137,7 +137,9 @@ def test_embeddings_that_another_process_writes_are_refused(tmp_path: Path) -> N
     with building._open_embeddings(tmp_path / "index", tmp_path / "kept") as folder:
         (folder / "000000.json").touch()
         with (
-            pytest.raises(IndexFolderError, match="the embeddings .*kept is being changed by another process"),
+            pytest.raises(
+                IndexFolderError, match=r"the folder of embeddings .*kept is being changed by another process"
+            ),
             building._open_embeddings(tmp_path / "else", tmp_path / "kept"),
         ):
             pass

@@ -282,7 +282,7 @@ def test_shards_that_are_replaced_stay_until_the_new_ones_are_there(
     assert_same(out, local)
     build(gallery, small_model, out, shards=3, embeddings=tmp_path / "kept")
     assert_same(out, local)
-    assert sorted(path.name for path in out.iterdir()) == ["lock", "shards-00000002", "shards.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["lock", "shards-00000001", "shards-00000002", "shards.json"]
 
 
 def test_a_node_that_dies_in_the_middle_changes_nothing(
