@@ -81,7 +81,7 @@ def plan_chunks(gallery: ImageSet, size: int, source: str = "") -> list[Chunk]:
         source: the gallery's data spec; its root stands for one that is not known, or names no place.
     """
     names, labels = gallery.names, list_labels(gallery)
-    source = gallery.root if source in ("", NO_SOURCE) else source
+    source = gallery.root if source in ("", NO_SOURCE) else source.rstrip("/")
     chunks = []
     for number, start in enumerate(range(0, len(names), size)):
         stop = min(start + size, len(names))
