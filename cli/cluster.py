@@ -56,7 +56,7 @@ def choose_builder(
 
     Raises:
         ExistsError: `out` is something else, or may not be overwritten.
-        InputError: options of Ray without it, or Ray is not installed.
+        InputError: options of Ray without it, Ray is not installed, or the embeddings would lie in the index.
     """
     from indistill.retrieval.build import build_index, check_index_output
 
@@ -68,12 +68,12 @@ def choose_builder(
         check_index_output(out, overwrite=overwrite)
         return build_index
 
-    from indistill.retrieval.cluster.building import Spread, build_on_cluster, check_shards_output
+    from indistill.retrieval.cluster.building import Spread, build_on_cluster, check_output
     from indistill.retrieval.cluster.runtime import require_ray
 
-    (check_index_output if shards is None else check_shards_output)(out, overwrite=overwrite)
-    require_ray()
     spread = Spread(address, shards, embeddings)
+    check_output(out, spread, overwrite=overwrite)
+    require_ray()
 
     def build(
         gallery: "ImageSet",

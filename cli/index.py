@@ -81,7 +81,8 @@ def build(
     report_kept(out, session.sha256)
     with show_progress("embedding", len(gallery.names)) as advance:
         source = images if images == "-" else locate_data(images)
-        options = BuildOptions(choose, workers, overwrite, source)
+        limited = max_memory is not None or max_latency is not None
+        options = BuildOptions(choose, workers, overwrite, source, limited)
         manifest, skipped = build_index(gallery, session, out, options, advance)
     report_skipped(skipped)
     print_index(out, manifest, as_json=json)

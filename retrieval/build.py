@@ -66,12 +66,14 @@ class BuildOptions:
         workers: threads that decode images; default one for each core.
         overwrite: whether an older index may be replaced.
         source: the gallery's data spec, for `Manifest`.
+        has_limits: whether `choose` keeps limits of memory or latency, which hold for the vectors that it is given.
     """
 
     choose: Callable[[Embeddings], IndexType] = lambda _: IndexType()
     workers: int | None = None
     overwrite: bool = False
     source: str = ""
+    has_limits: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def build_index(
             part = IndexPart(source=options.source)
             made = write_index(out, gallery, session, embedded, options.choose(embedded.vectors), part)
             (out / PENDING).unlink(missing_ok=True)
+            shutil.rmtree(out / PENDING_CHUNKS, ignore_errors=True)
             return made, embedded.skipped
     except OSError as error:
         raise InputError(f"the index {out} cannot be written: {describe_os_error(error)}") from error

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from indistill.data.manifests import SUFFIXES as MANIFESTS
 from indistill.data.sets import FolderSet, ImageSet, SampledSet, locate_data, open_images
 from indistill.data.shards import is_shard_pattern
+from indistill.data.urls import is_url
 from indistill.errors import InputError, describe_os_error
 from indistill.export.session import Embeddings
 from indistill.retrieval.build import list_labels
@@ -171,6 +172,8 @@ def _require_half(root: str, index: SearchIndex, found: int, items: int, how: st
 
 
 def _require_followed(spec: str) -> None:
+    if is_url(spec):
+        raise InputError(f"{spec} is an address, which 'index sync' does not follow: build the index again")
     path = Path(spec)
     if not (path.is_dir() or (path.is_file() and path.suffix in (*MANIFESTS, ".tar")) or is_shard_pattern(spec)):
         raise InputError(f"{spec} is no folder, manifest or tar shard: 'index sync' follows one of these")

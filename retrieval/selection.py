@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from indistill.data.huggingface import is_saved_dataset
 from indistill.data.sets import locate_files, open_images
+from indistill.data.urls import is_url
 from indistill.errors import InputError
 from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.where import parse_where
@@ -77,12 +78,20 @@ def _find_paths(index: SearchIndex, names: Sequence[str]) -> set[int]:
 
 
 def _list_places(index: SearchIndex, name: str) -> list[str]:
-    """Returns where an image or a folder lies that a user names, absolute; of a file that is gone, in either sense."""
+    """Returns where an image or a folder lies that a user names, absolute; of a file that is gone, in either sense.
+
+    In an index of an address a name is first of what lies below that.
+    """
+    root = index.manifest.root
+    if is_url(name):
+        return [name.rstrip("/")]
     path = Path(name)
     place = str(path.resolve()) if path.is_dir() else locate_files([name])[0]
+    if is_url(root):
+        return [place] if path.is_absolute() else [f"{root}/{os.path.normpath(name)}", place]
     if os.path.lexists(name):
         return [place]
-    return [os.path.normpath(os.path.join(index.manifest.root, name)), place]  # noqa: PTH118
+    return [os.path.normpath(os.path.join(root, name)), place]  # noqa: PTH118
 
 
 def _list_paths(index: SearchIndex) -> list[tuple[int, str]]:
@@ -92,12 +101,20 @@ def _list_paths(index: SearchIndex) -> list[tuple[int, str]]:
 
 
 def _list_folders(folder: str) -> list[str]:
-    """Returns a folder and all above it."""
+    """Returns a folder and all above it; of an address, those that are addresses."""
+    if is_url(folder):
+        parts = folder.split("/")
+        return ["/".join(parts[:end]) for end in range(len(parts), 2, -1) if parts[end - 1]]
     return [folder, *map(str, PurePath(folder).parents)]
 
 
 def _find_missing(index: SearchIndex) -> set[int]:
     """Returns the ids of images whose files are gone, or that are not in their shard or saved data set any more."""
+    if is_url(index.manifest.root):
+        raise InputError(
+            f"the gallery {index.manifest.root} is an address, where --missing does not look: name images by --path, "
+            "--id or --where, or build the index again"
+        )
     if not index.root.is_dir():
         raise InputError(
             f"the gallery {index.root} is not there: mount it, or name images by --path, --id or "

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -127,20 +127,25 @@ def read_generation(folder: Path, read: Callable[[Manifest], Found]) -> Found:
     return read(_read_manifest(folder, read_current(folder)))
 
 
+def explain_absence(folder: Path) -> IndexFolderError:
+    """Returns the error that says what a folder without a generation in force is in place of an index."""
+    if (folder / SHARDS).is_file():
+        return IndexFolderError(
+            f"{folder} is a folder of shards, which 'search', 'evaluate', 'dedupe', 'index info' and 'index verify' "
+            "take: name one of its indexes, or another"
+        )
+    if (folder / PENDING).is_file() or (folder / PENDING_CHUNKS).is_dir():
+        return IndexFolderError(
+            f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
+        )
+    return IndexFolderError(
+        f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
+    )
+
+
 def _read_manifest(folder: Path, number: int | None) -> Manifest:
     if number is None:
-        if (folder / PENDING).is_file() or (folder / PENDING_CHUNKS).is_dir():
-            raise IndexFolderError(
-                f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
-            )
-        if (folder / SHARDS).is_file():
-            raise IndexFolderError(
-                f"{folder} is a folder of shards, which 'search', 'evaluate', 'dedupe', 'index info' and 'index "
-                "verify' take: name one of its indexes, or another"
-            )
-        raise IndexFolderError(
-            f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
-        )
+        raise explain_absence(folder)
     try:
         content = json.loads((name_generation(folder, number) / MANIFEST).read_text(encoding="utf-8"))
         found = content.get("format", 1)
@@ -151,7 +156,7 @@ def _read_manifest(folder: Path, number: int | None) -> Manifest:
             return manifest
     except PermissionError as error:
         raise IndexFolderError(f"the index {folder} cannot be read: {describe_os_error(error)}") from error
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; {AGAIN}") from error
     if isinstance(found, int) and found > FORMAT:
         raise IndexFolderError(f"the index {folder} has format {found}, of a later indistill: install that one")
@@ -160,22 +165,38 @@ def _read_manifest(folder: Path, number: int | None) -> Manifest:
 
 def _check_names(manifest: Manifest, number: int) -> None:
     """Raises ValueError where a manifest, which anyone may have written, names what is not its generation's."""
+    numbers = (manifest.items, manifest.dimension, manifest.generation, manifest.skipped, manifest.trained_on)
+    texts = (manifest.factory, manifest.metric, manifest.model_sha256, manifest.root, manifest.version, manifest.source)
+    counts = (manifest.parameters, manifest.sizes)
+    typed = (
+        all(_is_count(value) for value in numbers)
+        and all(isinstance(value, str) for value in (*texts, *manifest.segments))
+        and all(isinstance(value, dict) for value in (*counts, manifest.files, *manifest.trials))
+        and all(_is_count(value) for found in counts for value in found.values())
+        and all(isinstance(value, str) for value in manifest.files.values())
+    )
+    if not typed:
+        raise ValueError(manifest)
     needed = {FAISS, CATALOGUE, MODEL, SKIPPED, *manifest.segments}
     strange = [name for name in manifest.segments if not re.fullmatch(r"vectors-\d{8}\.npy", name)]
-    if (
-        strange
-        or set(manifest.files) != needed
-        or not isinstance(manifest.root, str)
-        or not isinstance(manifest.source, str)
-    ):
+    if strange or set(manifest.files) != needed:
         raise ValueError(manifest.files)
     if manifest.generation != number or not set(manifest.sizes) <= needed:
         raise ValueError(manifest.generation, manifest.sizes)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_shard(folder: Path) -> bool:
+    """Returns whether an index is one of a folder of shards, and holds a part of its gallery."""
+    return (folder.resolve().parent.parent / SHARDS).is_file()
+
+
 def refuse_shard(folder: Path) -> None:
     """Raises InputError for a shard, which holds a part of its gallery."""
-    if (folder.resolve().parent.parent / SHARDS).is_file():
+    if is_shard(folder):
         raise InputError(f"{folder} is a shard, and would take in the images of the others: build the shards again")
 
 
@@ -215,17 +236,33 @@ def lock_index(folder: Path, *, create: bool = False) -> Iterator[None]:
     """
     if not create:
         read_manifest(folder)
+    with hold_lock(folder, "index"):
+        chunks, shards = folder / PENDING_CHUNKS, [*folder.glob("shards-*"), *folder.glob("shards-*/*")]
+        names = (CURRENT, PENDING, PENDING_CHUNKS, GENERATIONS, SHARDS)
+        refuse_links(folder, [folder / name for name in names])
+        refuse_links(folder, [name_aside(folder / name) for name in (CURRENT, SHARDS)])
+        refuse_links(folder, [*shards, *(chunks.iterdir() if chunks.is_dir() else ())])
+        yield
+
+
+@contextmanager
+def hold_lock(folder: Path, title: str) -> Iterator[None]:
+    """Holds the lock of a folder, which messages call by `title`.
+
+    Raises:
+        IndexFolderError: another process holds it.
+        InputError: the folder cannot be written to.
+    """
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise IndexFolderError(
-            f"the index {folder} is being changed by another process; give the command again when that has ended"
+            f"the {title} {folder} is being changed by another process; give the command again when that has ended"
         ) from error
     except OSError as error:
-        raise InputError(f"the index {folder} cannot be written: {describe_os_error(error)}") from error
+        raise InputError(f"the {title} {folder} cannot be written: {describe_os_error(error)}") from error
     try:
-        _refuse_links(folder)
         yield
     finally:
         lock.release()
@@ -237,11 +274,12 @@ def require_text(folder: Path) -> None:
         raise InputError(f"the index {folder} cannot be used: its path is not valid UTF-8; rename it")
 
 
-def _refuse_links(folder: Path) -> None:
-    """An index from elsewhere must not lead what is written here to another place."""
-    for name in (CURRENT, name_aside(Path(CURRENT)).name, PENDING, PENDING_CHUNKS, GENERATIONS):
-        if (folder / name).is_symlink():
-            raise IndexFolderError(f"the index {folder} has a link in place of its {name}: it is not safe to change")
+def refuse_links(folder: Path, paths: Iterable[Path]) -> None:
+    """Raises IndexFolderError for a link: a folder from elsewhere must not lead what is written to another place."""
+    for path in paths:
+        if path.is_symlink():
+            name = path.relative_to(folder)
+            raise IndexFolderError(f"{folder} has a link in place of its {name}: it is not safe to change")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from indistill.retrieval.store import (
     discard_unfinished,
     draft_generation,
     find_damage,
+    is_shard,
     link_files,
     lock_index,
     name_generation,
@@ -91,8 +92,12 @@ def rebuild_index(folder: Path, choose: Callable[[Embeddings], IndexType] | None
 
     Raises:
         IndexFolderError: the embeddings or the catalogue are damaged too.
-        InputError: it cannot be written.
+        InputError: it cannot be written, or another type is wanted of a shard.
     """
+    if choose is not None and is_shard(folder):
+        raise InputError(
+            f"{folder} is a shard, and all shards of a folder have one type: build them again, or keep the type"
+        )
     with lock_index(folder):
         manifest = read_manifest(folder)
         require_whole(folder, manifest, [name for name in manifest.files if name != FAISS])

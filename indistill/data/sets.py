@@ -229,7 +229,7 @@ def open_files(paths: Sequence[str], name: str) -> FolderSet:
         name: of the set.
     """
     folder, names = place_files(list(dict.fromkeys(locate_files(paths))))
-    return FolderSet(name, folder, names, *_find_classes(names))
+    return FolderSet(name, folder, names, *find_classes(names))
 
 
 def locate_files(paths: Sequence[str]) -> list[str]:
@@ -265,17 +265,20 @@ def open_folder(folder: Path, name: str) -> FolderSet:
     Raises:
         DataError: the folder holds no images, or its sub-folders are splits.
     """
-    paths = [path.relative_to(folder) for path in list_images(folder)]
-    tops = {path.parts[0] if len(path.parts) > 1 else "" for path in paths}
+    names = [path.relative_to(folder).as_posix() for path in list_images(folder)]
+    refuse_splits(names, str(folder))
+    return FolderSet(name, folder, names, *find_classes(names))
+
+
+def refuse_splits(names: Sequence[str], folder: str) -> None:
+    """Raises DataError where the first folders of paths are splits, not classes."""
+    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
     if len(tops) > 1 and tops <= set(SPLIT_FOLDERS):
-        raise DataError(
-            f"{folder} holds the splits {', '.join(sorted(tops))}: name one, as in {folder / sorted(tops)[0]}"
-        )
-    names = [path.as_posix() for path in paths]
-    return FolderSet(name, folder, names, *_find_classes(names))
+        splits = sorted(tops)
+        raise DataError(f"{folder} holds the splits {', '.join(splits)}: name one, as in {folder}/{splits[0]}")
 
 
-def _find_classes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def find_classes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Returns the first folders of paths, and the one of each (N,); no classes where a path has no folder."""
     tops = [name.partition("/")[0] if "/" in name else "" for name in names]
     classes = () if "" in tops else tuple(sorted(set(tops)))

@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from indistill.data.sets import StoredImage, number_labels
+from indistill.data.sets import StoredImage, find_classes, refuse_splits
 from indistill.errors import DataError
 from indistill.images import MAX_FILE_BYTES, SUFFIXES, decode_image
 
@@ -28,12 +29,14 @@ class UrlSet:
 
     Attributes:
         modified: when each was changed (nanoseconds), as it was listed; 0 where the file system does not say.
+        sizes: of each in bytes, as it was listed; -1 where the file system does not say.
     """
 
     name: str
     url: str
     names: Sequence[str]
     modified: Sequence[int]
+    sizes: Sequence[int]
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
 
@@ -43,15 +46,15 @@ class UrlSet:
 
     def read(self, position: int) -> Image.Image:
         """Returns the decoded file."""
-        try:
-            return decode_image(self.fetch(position).content)
-        except OSError as error:
-            raise DataError(f"it cannot be fetched ({error})") from error
+        return decode_image(self.fetch(position).content)
 
     def fetch(self, position: int) -> StoredImage:
         """Returns the file."""
         files, folder = _connect(self.url)
-        content = files.cat_file(f"{folder}/{self.names[position]}", end=MAX_FILE_BYTES + 1)
+        try:
+            content = files.cat_file(f"{folder}/{self.names[position]}", end=MAX_FILE_BYTES + 1)
+        except Exception as error:  # each file system has errors of its own
+            raise DataError(f"it cannot be fetched ({_describe(error)})") from error
         if len(content) > MAX_FILE_BYTES:
             raise DataError(f"more than the limit of {MAX_FILE_BYTES:,} bytes")
         return StoredImage(content, self.modified[position])
@@ -74,7 +77,8 @@ def open_url(spec: str) -> UrlSet:
     """Returns the images below an address, sorted by path; an image is known by its suffix.
 
     Raises:
-        DataError: fsspec, or what it needs for this address, is not installed; nothing is there, or no images.
+        DataError: fsspec, or what it needs for this address, is not installed; it cannot be listed; there are no
+            images, or they lie in splits or in a folder without a name.
     """
     url = spec.rstrip("/")
     if PurePosixPath(url).suffix in (".tar", ".csv", ".jsonl", ".parquet"):
@@ -82,17 +86,22 @@ def open_url(spec: str) -> UrlSet:
     files, folder = _connect(url)
     try:
         found: Mapping[str, Mapping[str, object]] = files.find(folder, detail=True)
-    except (OSError, ImportError) as error:
-        raise DataError(f"data '{spec}' cannot be listed ({' '.join(str(error).split())})") from error
+        if not found:
+            _list_folder(files, folder)  # which says why, where `find` passes over errors
+    except Exception as error:  # each file system has errors of its own
+        raise DataError(f"data '{spec}' cannot be listed ({_describe(error)})") from error
     start = len(folder) + 1
     paths = {path[start:]: details for path, details in found.items() if path.startswith(f"{folder}/")}
     names = [name for name in paths if PurePosixPath(name).suffix.lower() in SUFFIXES and not _is_hidden(name)]
     names.sort(key=lambda name: name.split("/"))
     if not names:
         raise DataError(f"data '{spec}': there are no images ({', '.join(sorted(SUFFIXES))})")
-    tops = [name.partition("/")[0] if "/" in name else None for name in names]
-    classes, labels = number_labels([None] * len(tops) if None in tops else tops)
-    return UrlSet(spec, url, names, [_read_time(paths[name]) for name in names], classes, labels)
+    nameless = next((name for name in names if "" in name.split("/")), None)
+    if nameless is not None:
+        raise DataError(f"data '{spec}': {url}/{nameless} lies in a folder without a name: move it")
+    refuse_splits(names, url)
+    modified, sizes = [_read_time(paths[name]) for name in names], [_read_size(paths[name]) for name in names]
+    return UrlSet(spec, url, names, modified, sizes, *find_classes(names))
 
 
 def _connect(url: str) -> tuple[Any, str]:
@@ -103,13 +112,28 @@ def _connect(url: str) -> tuple[Any, str]:
         raise DataError(f"data '{url}' is an address: pip install 'indistill[urls]'") from error
     try:
         files, folder = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"data '{url}' cannot be read: {' '.join(str(error).split())}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise DataError(f"data '{url}' cannot be read: {_describe(error)}") from error
     return files, str(folder).rstrip("/")
+
+
+def _list_folder(files: Any, folder: str) -> None:  # noqa: ANN401 - what fsspec gives
+    with suppress(FileNotFoundError):
+        files.ls(folder)
+
+
+def _describe(error: Exception) -> str:
+    """Returns in one line what a file system's error says, or its type."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
+
+
+def _read_size(details: Mapping[str, object]) -> int:
+    value = details.get("size")
+    return value if isinstance(value, int) else -1
 
 
 def _read_time(details: Mapping[str, object]) -> int:

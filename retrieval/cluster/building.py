@@ -1,12 +1,13 @@
 """Building an index on a Ray cluster: the same index as a build in one process makes, or one in shards."""
 
 import shutil
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indistill.data.sets import ImageSet
-from indistill.errors import DataError, ExistsError, InputError, describe_os_error
+from indistill.durable import name_aside
+from indistill.errors import DataError, ExistsError, IndexFolderError, InputError, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.retrieval.build import BuildOptions, IndexPart, IndexType, check_index_output, write_index
-from indistill.retrieval.cluster.chunks import Chunk, gather_chunks, plan_chunks, read_chunk
+from indistill.retrieval.cluster.chunks import Chunk, count_embedded, gather_chunks, plan_chunks, require_own_chunks
 from indistill.retrieval.cluster.embedding import Work, embed_chunks
 from indistill.retrieval.cluster.runtime import count_cpus, fetch, require_ray, start_ray
 from indistill.retrieval.cluster.sharded import add_up_manifests
-from indistill.retrieval.cluster.shards import list_shards, write_shards
+from indistill.retrieval.cluster.shards import GENERATION, list_generations, list_shards, write_shards
 from indistill.retrieval.embed import EmbeddedImages
 from indistill.retrieval.segments import Ids
 from indistill.retrieval.store import (
     LOCK,
+    PENDING,
     PENDING_CHUNKS,
     SHARDS,
     Manifest,
     discard_unfinished,
+    hold_lock,
     lock_index,
     require_text,
 )
@@ -84,12 +88,13 @@ def build_on_cluster(
     Raises:
         DataError: no image can be read, or a node does not have them.
         ExistsError: the folder exists.
-        InputError: there is no cluster, Ray is not installed, the place cannot be written to, or there are fewer images
-            than shards.
+        IndexFolderError: another process writes there, or the embeddings are of another model or gallery.
+        InputError: there is no cluster, Ray is not installed, the place cannot be written to, there are fewer images
+            than shards, or too many for the limits of the type.
     """
     out = out.resolve()
-    check = check_index_output if spread.shards is None else check_shards_output
-    check(out, overwrite=options.overwrite)
+    check_output(out, spread, overwrite=options.overwrite)
+    _check_size(len(gallery.names), options, spread)
     with start_ray(spread.address):
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -98,12 +103,15 @@ def build_on_cluster(
                 _discard_unfinished(out),
                 _open_embeddings(out, spread.embeddings) as folder,
             ):
-                check(out, overwrite=options.overwrite)  # another process may have been first
-                chunks = plan_chunks(gallery, spread.chunk_images)
+                check_output(out, spread, overwrite=options.overwrite)  # another process may have been first
+                chunks = plan_chunks(gallery, spread.chunk_images, options.source)
+                if spread.embeddings is not None:
+                    require_own_chunks(folder, chunks[0], session.sha256)
                 work = embed_chunks(gallery, chunks, session, folder, workers=options.workers, on_progress=on_progress)
                 source = _Source(gallery, session, folder, chunks, spread.part_vectors, options.source)
                 manifest, skipped = _write(source, out, options, spread.shards)
                 shutil.rmtree(out / PENDING_CHUNKS, ignore_errors=True)
+                (out / PENDING).unlink(missing_ok=True)
                 return manifest, skipped, work
         except OSError as error:
             raise InputError(f"the index {out} cannot be written: {describe_os_error(error)}") from error
@@ -119,20 +127,53 @@ def _discard_unfinished(out: Path) -> Iterator[None]:
 @contextmanager
 def _open_embeddings(out: Path, kept: Path | None) -> Iterator[Path]:
     folder = kept or out / PENDING_CHUNKS
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield folder
-    finally:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the embeddings {folder} cannot be written: {describe_os_error(error)}") from error
+    with nullcontext() if kept is None else hold_lock(folder, "folder of embeddings"):
+        try:
+            yield folder
+        finally:
+            if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK}:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_shards_output(out: Path, *, overwrite: bool) -> None:
-    """Raises ExistsError if shards would be overwritten without being told to, or if `out` is something else."""
+def check_output(out: Path, spread: Spread, *, overwrite: bool) -> None:
+    """Checks that a build may write its index, and the embeddings that it keeps.
+
+    Raises:
+        ExistsError: an index would be overwritten without being told to, or `out` is something else.
+        InputError: the embeddings would lie in the index or around it, or it cannot be read.
+    """
+    if spread.embeddings is not None:
+        kept, index = spread.embeddings.resolve(), out.resolve()
+        if kept.is_relative_to(index) or index.is_relative_to(kept):
+            raise InputError(
+                f"--embeddings {spread.embeddings} and --out {out} lie in one another: choose two folders side by side"
+            )
+    (check_index_output if spread.shards is None else _check_shards_output)(out, overwrite=overwrite)
+
+
+def _check_size(images: int, options: BuildOptions, spread: Spread) -> None:
+    if images < (spread.shards or 1):
+        raise InputError(f"{images} images cannot be in {spread.shards} shards: give fewer")
+    if options.has_limits and images > SAMPLE:
+        raise InputError(
+            f"--max-memory and --max-latency are kept on {SAMPLE:,} images at most, and the gallery has {images:,}: "
+            "leave them out, or name the type by --factory"
+        )
+
+
+def _check_shards_output(out: Path, *, overwrite: bool) -> None:
     require_text(out)
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    others = {name for name in names if name not in (SHARDS, LOCK, PENDING_CHUNKS) and not name.startswith("shards-")}
-    if others or (out.exists() and not out.is_dir()):
+    try:
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    except OSError as error:
+        raise InputError(f"{out} cannot be read: {describe_os_error(error)}; choose another --out") from error
+    ours = {SHARDS, name_aside(Path(SHARDS)).name, LOCK, PENDING_CHUNKS}
+    others = [name for name in names - ours if not GENERATION.fullmatch(name)]
+    if others or (names and not names & {SHARDS, LOCK}) or (out.exists() and not out.is_dir()):
         raise ExistsError(f"{out} exists and is not a folder of shards; choose another --out")
     if SHARDS in names and not overwrite:
         raise ExistsError(f"the index {out} exists; choose another --out, or replace it with --overwrite")
@@ -150,16 +191,19 @@ class _Source:
     spec: str
 
     def gather(self, start: int = 0, stop: int | None = None) -> EmbeddedImages:
-        return gather_chunks(self.folder, self.chunks, self.session.sha256, start, stop)
+        """Returns images by their numbers among those with a vector; no chunk is read that has none of them."""
+        counts = count_embedded(self.folder, self.chunks, self.session.sha256)
+        ends = list(accumulate(counts))
+        first = bisect_right(ends, start)
+        last = len(ends) if stop is None else bisect_left(ends, stop) + 1
+        offset = ends[first] - counts[first]
+        stop = None if stop is None else stop - offset
+        return gather_chunks(self.folder, self.chunks[first:last], self.session.sha256, start - offset, stop)
 
-    def count(self) -> tuple[int, list[SkippedImage]]:
-        """Returns how many images have a vector, and those that were skipped."""
-        total, skipped = 0, []
-        for chunk in self.chunks:
-            found = read_chunk(self.folder, chunk, self.session.sha256)
-            total += len(found.files) if found is not None else 0
-            skipped += found.skipped if found is not None else []
-        return total, skipped
+    def list_skipped(self) -> list[SkippedImage]:
+        """Returns the images without a vector."""
+        found = (gather_chunks(self.folder, [chunk], self.session.sha256) for chunk in self.chunks)
+        return [image for part in found for image in part.skipped]
 
     def draw(self, total: int) -> Embeddings:
         """Returns the vectors that the type is chosen by: all, or a sample in the order of the gallery."""
@@ -181,7 +225,7 @@ class _Source:
 def _write(
     source: _Source, out: Path, options: BuildOptions, shards: int | None
 ) -> tuple[Manifest, list[SkippedImage]]:
-    total, skipped = source.count()
+    total, skipped = sum(count_embedded(source.folder, source.chunks, source.session.sha256)), source.list_skipped()
     if not total:
         raise DataError(f"none of the {len(skipped)} images can be read; {skipped[0].name}: {skipped[0].reason}")
     if total < (shards or 1):
@@ -191,35 +235,41 @@ def _write(
     empty = train_faiss(kind.factory, sample)
     del sample
     if shards is None:
-        embedded = source.gather()
+        embedded = replace(source.gather(), skipped=skipped)
         part = IndexPart(source.spec, make=partial(add_in_tasks, empty, source.part_vectors))
         return write_index(out, source.gallery, source.session, embedded, kind, part), skipped
-    return _write_shards(source, out, kind, empty, [total * i // shards for i in range(shards + 1)]), skipped
+    bounds = [total * i // shards for i in range(shards + 1)]
+    return _write_shards(source, out, kind, empty, bounds, skipped), skipped
 
 
-def _write_shards(source: _Source, out: Path, kind: IndexType, empty: FaissIndex, bounds: Sequence[int]) -> Manifest:
-    """Writes the shards beside those in force, if there are any, and then puts them in force."""
-    before = [path.parent.name for path in list_shards(out) or ()]
-    last = max((int(name.removeprefix("shards-")) for name in before), default=0)
-    for path in out.glob("shards-*"):
-        if path.name not in before:  # of a build that was cut off
-            shutil.rmtree(path)
-    generation = f"shards-{last + 1:08d}"
+def _write_shards(
+    source: _Source,
+    out: Path,
+    kind: IndexType,
+    empty: FaissIndex,
+    bounds: Sequence[int],
+    skipped: list[SkippedImage],
+) -> Manifest:
+    """Writes the shards beside those in force, which stay for those who have them open, and puts them in force."""
+    there = list_generations(out)
+    try:
+        before = {path.parent.name for path in list_shards(out) or ()}
+    except IndexFolderError:  # damaged, which is why it is built again
+        before = set(there)
+    for name in there.keys() - before:  # of a build that was cut off, or of one before the last
+        shutil.rmtree(out / name)
+    generation = f"shards-{max(there.values(), default=0) + 1:08d}"
     names, manifests = [], []
     for number, (start, stop) in enumerate(pairwise(bounds)):
         names.append(f"{generation}/{number:04d}")
         folder = out / names[-1]
         folder.mkdir(parents=True)
-        embedded = source.gather(start, stop)
-        if number:
-            embedded = EmbeddedImages(embedded.files, embedded.vectors, [])  # the first one keeps the list
+        embedded = replace(source.gather(start, stop), skipped=[] if number else skipped)  # the first keeps the list
         make = partial(add_in_tasks, empty, source.part_vectors)
         part = IndexPart(source.spec, start + 1, (number + 1) * NEXT_IDS, make)
         with lock_index(folder, create=True):
             manifests.append(write_index(folder, source.gallery, source.session, embedded, kind, part))
     write_shards(out, names)
-    for name in set(before):
-        shutil.rmtree(out / name, ignore_errors=True)
     return add_up_manifests(out, manifests)
 
 

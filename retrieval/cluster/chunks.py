@@ -2,7 +2,7 @@
 
 000000.parquet    a row for each image of the chunk: position in the gallery, path, sha256, label, vector, size_bytes,
                   modified_ns, and for one that cannot be read `skipped`, the reason, instead of content and vector
-000000.json       which model and which images these are, the node that embedded them, the SHA-256 of the Parquet file
+000000.json       which model, gallery and images these are, the node that embedded them, the Parquet file's SHA-256
 
 The manifest is written last. A chunk without one, or whose Parquet file differs from it, is embedded again.
 """
@@ -10,7 +10,8 @@ The manifest is written last. A chunk without one, or whose Parquet file differs
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,23 +22,27 @@ from indistill.data.sets import ArraySet, FolderSet, ImageSet, SampledSet
 from indistill.data.shards import ShardSet
 from indistill.data.urls import UrlSet
 from indistill.durable import move_into_place, name_aside, write_aside
-from indistill.errors import InputError
+from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings
 from indistill.images import SkippedImage
 from indistill.retrieval.build import list_labels
+from indistill.retrieval.catalogue import is_text
 from indistill.retrieval.embed import EmbeddedImages, ImageFile
+from indistill.retrieval.store import NO_SOURCE, refuse_links
 
 FORMAT = 1
+FILE = re.compile(r"\d{6,}\.(json|parquet)(\.partial)?")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The images from `start` up to `stop` of a gallery, and the hash of their names and labels."""
+    """The images from `start` up to `stop` of a gallery, the hash of their names and labels, and the gallery's spec."""
 
     number: int
     start: int
     stop: int
     fingerprint: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class ChunkManifest:
         embedded: how many of them have a vector.
         node: the id of the Ray node that embedded them.
         sha256: of the Parquet file.
+        source: the gallery's data spec, or its root.
         format: of both files.
     """
 
@@ -62,17 +68,25 @@ class ChunkManifest:
     embedded: int
     node: str
     sha256: str
+    source: str
     format: int = FORMAT
 
 
-def plan_chunks(gallery: ImageSet, size: int) -> list[Chunk]:
-    """Returns the chunks of a gallery, of `size` images but for the last."""
+def plan_chunks(gallery: ImageSet, size: int, source: str = "") -> list[Chunk]:
+    """Returns the chunks of a gallery, of `size` images but for the last.
+
+    Args:
+        gallery: the images.
+        size: of a chunk.
+        source: the gallery's data spec; its root stands for one that is not known, or names no place.
+    """
     names, labels = gallery.names, list_labels(gallery)
+    source = gallery.root if source in ("", NO_SOURCE) else source.rstrip("/")
     chunks = []
     for number, start in enumerate(range(0, len(names), size)):
         stop = min(start + size, len(names))
         described = json.dumps([gallery.root, list(names[start:stop]), labels[start:stop]])
-        chunks.append(Chunk(number, start, stop, hashlib.sha256(described.encode()).hexdigest()))
+        chunks.append(Chunk(number, start, stop, hashlib.sha256(described.encode()).hexdigest(), source))
     return chunks
 
 
@@ -84,7 +98,8 @@ def cut_images(images: ImageSet, start: int, stop: int) -> ImageSet:
     if isinstance(images, ShardSet):
         return replace(images, members=images.members[start:stop], names=names, labels=labels)
     if isinstance(images, UrlSet):
-        return replace(images, modified=images.modified[start:stop], names=names, labels=labels)
+        modified, sizes = images.modified[start:stop], images.sizes[start:stop]
+        return replace(images, modified=modified, sizes=sizes, names=names, labels=labels)
     if isinstance(images, ArraySet):
         return replace(images, images=images.images[start:stop], names=names, labels=labels)
     if isinstance(images, SavedSet):
@@ -113,7 +128,7 @@ def write_chunk(
     sha256 = hashlib.sha256(content).hexdigest()
     count = len(embedded.files)
     manifest = ChunkManifest(
-        model_sha256, chunk.fingerprint, chunk.start, chunk.stop - chunk.start, count, node, sha256
+        model_sha256, chunk.fingerprint, chunk.start, chunk.stop - chunk.start, count, node, sha256, chunk.source
     )
     text = json.dumps(asdict(manifest), indent=2) + "\n"
     for path, written in ((_name(folder, chunk, "parquet"), content), (_name(folder, chunk, "json"), text.encode())):
@@ -125,17 +140,67 @@ def write_chunk(
 
 def read_chunk(folder: Path, chunk: Chunk, model_sha256: str) -> EmbeddedImages | None:
     """Returns the embeddings of a chunk by a model, None where they are not there, or not as they were written."""
-    try:
-        manifest = json.loads(_name(folder, chunk, "json").read_bytes())
-        content = _name(folder, chunk, "parquet").read_bytes()
-        wanted = {"format": FORMAT, "model_sha256": model_sha256, "fingerprint": chunk.fingerprint}
-        if any(manifest.get(name) != value for name, value in wanted.items()):
-            return None
-        if manifest.get("sha256") != hashlib.sha256(content).hexdigest():
-            return None
-    except (OSError, ValueError, AttributeError):
+    manifest = _read_manifest(_name(folder, chunk, "json"))
+    if not _is_of(manifest, chunk, model_sha256):
         return None
-    return _decode(content)
+    try:
+        content = _name(folder, chunk, "parquet").read_bytes()
+    except OSError:
+        return None
+    return _decode(content) if manifest.get("sha256") == hashlib.sha256(content).hexdigest() else None
+
+
+def count_embedded(folder: Path, chunks: Sequence[Chunk], model_sha256: str) -> list[int]:
+    """Returns how many images of each chunk have a vector, without reading these.
+
+    Raises:
+        InputError: the embeddings of a chunk are gone.
+    """
+    counts = []
+    for chunk in chunks:
+        manifest = _read_manifest(_name(folder, chunk, "json"))
+        count = manifest.get("embedded")
+        if not _is_of(manifest, chunk, model_sha256) or not isinstance(count, int):
+            raise InputError(_describe_change(folder, chunk))
+        counts.append(count)
+    return counts
+
+
+def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
+    """Raises IndexFolderError where a folder has chunks of another model or gallery, or links in their place.
+
+    Args:
+        folder: of the chunks.
+        chunk: one of the gallery.
+        model_sha256: of the model.
+    """
+    found = [path for path in folder.iterdir() if FILE.fullmatch(path.name)]
+    refuse_links(folder, found)
+    for path in found:
+        manifest = _read_manifest(path) if path.suffix == ".json" else {}
+        for name, value in (("model_sha256", model_sha256), ("source", chunk.source)):
+            other = manifest.get(name, value)
+            if other != value:
+                what = "another model" if name == "model_sha256" else f"another gallery, {other}"
+                raise IndexFolderError(f"the embeddings {folder} are of {what}: choose another --embeddings")
+
+
+def _read_manifest(path: Path) -> dict[str, object]:
+    """Returns the manifest of a chunk, an empty one where there is none that can be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_of(manifest: Mapping[str, object], chunk: Chunk, model_sha256: str) -> bool:
+    wanted = {"format": FORMAT, "model_sha256": model_sha256, "fingerprint": chunk.fingerprint}
+    return all(manifest.get(name) == value for name, value in wanted.items())
+
+
+def _describe_change(folder: Path, chunk: Chunk) -> str:
+    return f"the embeddings {_name(folder, chunk, 'parquet')} have changed: give the command again"
 
 
 def gather_chunks(
@@ -153,7 +218,7 @@ def gather_chunks(
     for chunk in chunks:
         found = read_chunk(folder, chunk, model_sha256)
         if found is None:
-            raise InputError(f"the embeddings {_name(folder, chunk, 'parquet')} have changed: give the command again")
+            raise InputError(_describe_change(folder, chunk))
         part = slice(max(0, start - offset), None if stop is None else max(0, stop - offset))
         offset += len(found.files)
         files += found.files[part]
@@ -180,8 +245,8 @@ def _encode(chunk: Chunk, images: ImageSet, embedded: EmbeddedImages) -> bytes:
             waiting = next(files, None)
         else:
             passed = next(skipped)
-            row = {"path": passed.name, "skipped": passed.reason}
-        rows.append(row | {"position": position, "label": label})
+            row = {"path": passed.name, "skipped": passed.reason.encode(errors="backslashreplace").decode()}
+        rows.append(row | {"position": position, "label": label if label is None or is_text(label) else None})
     texts = [(name, pa.string()) for name in ("path", "sha256", "label", "skipped")]
     numbers = [(name, pa.int64()) for name in ("position", "size_bytes", "modified_ns")]
     table = pa.Table.from_pylist(rows, pa.schema([*numbers, *texts]))

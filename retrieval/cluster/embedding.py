@@ -5,6 +5,7 @@ of its own that reads, which never runs where actors have taken all CPUs (Ray is
 start an actor again when its node is lost; here its chunk goes to another one at once.
 """
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,13 +62,21 @@ class Embedder:
         """Returns the id of the node."""
         return str(require_ray().get_runtime_context().get_node_id())
 
-    def embed(self, images: ImageSet, stored: EmbeddedImages | None) -> EmbeddedImages | None:
+    def embed(self, images: ImageSet, stored: EmbeddedImages | None, *, seen: bool) -> EmbeddedImages | None:
         """Returns the embeddings of images; None where those that are stored are still right.
 
+        Args:
+            images: a chunk of the gallery.
+            stored: what was made of it before, without vectors.
+            seen: whether the machine that builds has any of its files.
+
         Raises:
-            DataError: the images' folder is not on this node.
+            DataError: the images' folder is not on this node, or it has none of the files that were seen.
         """
-        _require_here(images)
+        place = find_absent(images, seen=seen)
+        if place is not None:
+            node = require_ray().util.get_node_ip_address()
+            raise DataError(f"the Ray node {node} has no {place}: images must lie at the same path on each node")
         if stored is not None and _is_unchanged(images, stored, self._session):
             return None
         return embed_files(images, self._session, workers=FETCHERS if isinstance(images, UrlSet) else 1)
@@ -134,7 +143,9 @@ def embed_chunks(
                 stored = read_chunk(folder, chunk, session.sha256)
                 if stored is not None:
                     stored = replace(stored, vectors=stored.vectors[:0])  # are not needed there
-                asked[actor.embed.remote(cut_images(gallery, chunk.start, chunk.stop), stored)] = actor, node, chunk
+                part = cut_images(gallery, chunk.start, chunk.stop)
+                seen = find_absent(part, seen=True) is None
+                asked[actor.embed.remote(part, stored, seen=seen)] = actor, node, chunk
     finally:
         for actor in actors:
             ray.kill(actor)  # its CPU is free for what comes next
@@ -149,17 +160,20 @@ def _count_loss(lost: Counter[int], chunk: Chunk | None, error: Exception) -> No
         raise IndistillError(f"a process of the cluster has ended {ATTEMPTS} times at the same work: {reason}")
 
 
-def _require_here(images: ImageSet) -> None:
-    """Raises DataError where images that lie in files are not on this machine: none of them could be read."""
-    place = None
-    if isinstance(images, FolderSet):
-        here = images.folder.is_dir() or any((images.folder / name).is_file() for name in images.names)
-        place = None if here else images.folder
-    elif isinstance(images, ShardSet):
-        place = next((member.shard for member in images.members if not member.shard.is_file()), None)
-    if place is not None:
-        node = require_ray().util.get_node_ip_address()
-        raise DataError(f"the Ray node {node} has no {place}: images must lie at the same path on each node")
+def find_absent(images: ImageSet, *, seen: bool) -> Path | None:
+    """Returns what this machine lacks of images that lie in files, so that they cannot be read; None for nothing.
+
+    Args:
+        images: a chunk of the gallery.
+        seen: whether another machine has any of the files: where this one has none, its folder is an empty mount point.
+    """
+    if isinstance(images, ShardSet):
+        return next((member.shard for member in images.members if not member.shard.is_file()), None)
+    if not isinstance(images, FolderSet) or any((images.folder / name).is_file() for name in images.names):
+        return None
+    if not images.folder.is_dir():
+        return images.folder
+    return images.folder / images.names[0] if seen else None
 
 
 def _is_unchanged(images: ImageSet, stored: EmbeddedImages, session: EmbeddingSession) -> bool:
@@ -173,15 +187,16 @@ def _is_unchanged(images: ImageSet, stored: EmbeddedImages, session: EmbeddingSe
 
 
 def _has_changed(images: ImageSet, position: int, file: ImageFile) -> bool:
-    """Other sets than these do not change, or have no times."""
-    if isinstance(images, UrlSet):
-        return images.modified[position] != file.modified_ns
+    """By content where there is no time to tell by, as in a saved data set."""
     try:
         if isinstance(images, FolderSet):
             found = measure_file(images.folder / file.name)
             return (found.st_size, found.st_mtime_ns) != (file.size_bytes, file.modified_ns)
         if isinstance(images, ShardSet):
             return images.members[position].shard.stat().st_mtime_ns != file.modified_ns
+        if isinstance(images, UrlSet) and images.modified[position]:
+            size = images.sizes[position]
+            return size not in (-1, file.size_bytes) or images.modified[position] != file.modified_ns
+        return hashlib.sha256(images.fetch(position).content).hexdigest() != file.sha256
     except (OSError, DataError):
         return True
-    return False

@@ -1,7 +1,8 @@
 """A folder of shards: ordinary indexes with ids that no two of them share, and the file that says which are in force.
 
 shards.json             the names of the shards in force, written last
-shards-00000001/0000/   an index folder, which can be searched and verified by itself
+shards-00000001/0000/   an index folder, which can be searched and verified by itself; those before stay until the next
+                        build, for those who have them open
 pending.chunks/         embeddings of a build that was cut off
 lock                    held by the process that builds
 """
@@ -21,9 +22,10 @@ from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError
 from indistill.retrieval.cluster.runtime import fetch, list_places, require_ray, start_ray
 from indistill.retrieval.index import Index
-from indistill.retrieval.store import SHARDS
+from indistill.retrieval.store import AGAIN, SHARDS
 
 FORMAT = 1
+GENERATION = re.compile(r"shards-\d{8}")
 NAME = re.compile(r"shards-\d{8}/\d{4,}")
 Answer = TypeVar("Answer")
 
@@ -43,11 +45,18 @@ def list_shards(folder: Path) -> list[Path] | None:
     try:
         content = json.loads(text)
         names = content["shards"]
-        if content["format"] == FORMAT and names and all(NAME.fullmatch(name) for name in names):
+        named = isinstance(names, list) and names and all(NAME.fullmatch(name) for name in names)
+        if content["format"] == FORMAT and named and len(set(names)) == len(names):
             return [folder / name for name in names]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise IndexFolderError(f"the folder of shards {folder} is damaged: its {SHARDS} cannot be read; build it again")
+    raise IndexFolderError(f"the folder of shards {folder} is damaged: its {SHARDS} cannot be read; {AGAIN}")
+
+
+def list_generations(folder: Path) -> dict[str, int]:
+    """Returns the names of all generations of shards that lie in a folder, and their numbers."""
+    names = [path.name for path in folder.iterdir() if GENERATION.fullmatch(path.name)]
+    return {name: int(name.removeprefix("shards-")) for name in names}
 
 
 def write_shards(folder: Path, names: Sequence[str]) -> None:

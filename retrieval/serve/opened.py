@@ -8,7 +8,7 @@ from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.opening import Location, open_index, open_model
 from indistill.retrieval.protocol import SearchIndex
-from indistill.retrieval.store import CURRENT
+from indistill.retrieval.store import CURRENT, explain_absence
 
 ATTEMPTS = 3
 Stamp = tuple[object, ...]
@@ -39,9 +39,7 @@ def read_stamp(folder: Location) -> Stamp:
     try:
         state = (folder / CURRENT).stat()
     except OSError as error:
-        raise IndexFolderError(
-            f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
-        ) from error
+        raise explain_absence(folder) from error
     return state.st_ino, state.st_mtime_ns, state.st_size
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from indistill.data.sets import locate_data, open_images
-from indistill.data.urls import join_url
+from indistill.data.urls import UrlSet, join_url
 from indistill.errors import DataError
 from indistill.images import SkippedImage
 from tests.miniatures import encode, make_noise
@@ -86,6 +86,64 @@ def test_what_is_gone_when_it_is_read_is_skipped(pictures: list[bytes]) -> None:
 def test_an_address_that_cannot_be_used_is_refused(spec: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         open_images(spec)
+
+
+def test_splits_are_no_classes(pictures: list[bytes]) -> None:
+    url = put({"train/1.png": pictures[1], "test/2.png": pictures[2]})
+    with pytest.raises(DataError, match=f"{url} holds the splits test, train: name one, as in {url}/test"):
+        open_images(url)
+
+
+def test_a_folder_without_a_name_is_refused(pictures: list[bytes]) -> None:
+    url = put({"cat/1.png": pictures[1]})
+    folder = url.removeprefix("memory:/")
+    fsspec.filesystem("memory").store[f"{folder}//a.png"] = fsspec.filesystem("memory").store[f"{folder}/cat/1.png"]
+    with pytest.raises(DataError, match=rf"{url}//a\.png lies in a folder without a name: move it"):
+        open_images(url)
+
+
+def test_the_size_of_each_is_listed(pictures: list[bytes]) -> None:
+    images = open_images(put({"1.png": pictures[1], "2.png": pictures[2]}))
+    assert isinstance(images, UrlSet)
+    assert images.sizes == [len(pictures[1]), len(pictures[2])]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(111, "Connection refused"),
+        TypeError("missing host"),
+        NotImplementedError("no listing"),
+        IsADirectoryError(21, "Is a directory"),
+        LookupError("Unable to locate credentials"),
+        TimeoutError(),
+    ],
+)
+@pytest.mark.parametrize("method", ["__init__", "_ls", "cat_file"])
+def test_an_error_of_a_file_system_is_one_line(pictures: list[bytes], error: Exception, method: str) -> None:
+    class Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol, cachable = "broken", False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fail("__init__")
+
+        def fail(self, name: str) -> None:
+            if name == method:
+                raise error
+
+        def ls(self, path: str, detail: bool = True) -> list[dict[str, object]]:
+            self.fail("_ls")
+            return [{"name": f"{path}/1.png", "size": 3, "type": "file"}]
+
+        def cat_file(self, path: str, **_: object) -> bytes:
+            self.fail("cat_file")
+            raise AssertionError(path)
+
+    fsspec.register_implementation("broken", Broken, clobber=True)
+    with pytest.raises(DataError, match=r"cannot be (read|listed|fetched)") as caught:
+        open_images("broken://bucket").fetch(0)
+    assert (str(error) or type(error).__name__) in str(caught.value)
 
 
 @pytest.mark.parametrize("module", ["fsspec.core", "s3fs"])

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from indistill.data.sets import ImageSet, open_images
-from indistill.errors import DataError, InputError
+from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
 from indistill.retrieval.build import BuildOptions, IndexType, build_index
 from indistill.retrieval.cluster.building import Spread, build_on_cluster
@@ -28,7 +28,7 @@ from indistill.retrieval.index import Index
 from indistill.retrieval.opening import open_index
 from indistill.retrieval.store import FAISS, PENDING_CHUNKS, name_generation
 from indistill.retrieval.where import parse_where
-from tests.cli.calls import MAIN, REPOSITORY, assert_refused, make_environment, run_cli, run_process, succeed
+from tests.cli.calls import MAIN, REPOSITORY, assert_refused, make_environment, run_cli, run_process, snapshot, succeed
 from tests.miniatures import write_shard
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'indistill[ray]'")
@@ -199,6 +199,19 @@ def test_what_has_changed_since_is_embedded_again(
     np.testing.assert_allclose(vectors[:2], vectors[[2, 2]], atol=1e-6)
 
 
+def test_embeddings_of_another_gallery_are_refused_and_stay(
+    joined: TwoNodes, gallery: ImageSet, small_model: EmbeddingSession, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    build(gallery, small_model, tmp_path / "index", embeddings=kept)
+    before = snapshot(kept)
+    other = open_images(str(Path(gallery.root) / "cat"))
+    with pytest.raises(IndexFolderError, match=f"are of another gallery, {gallery.root}"):
+        build(other, small_model, tmp_path / "other", embeddings=kept)
+    assert not (tmp_path / "other").exists()
+    assert snapshot(kept) == before
+
+
 def test_a_type_that_is_refused_leaves_the_embeddings_for_the_next_try(
     joined: TwoNodes, gallery: ImageSet, small_model: EmbeddingSession, local: Path, tmp_path: Path
 ) -> None:
@@ -282,7 +295,7 @@ def test_shards_that_are_replaced_stay_until_the_new_ones_are_there(
     assert_same(out, local)
     build(gallery, small_model, out, shards=3, embeddings=tmp_path / "kept")
     assert_same(out, local)
-    assert sorted(path.name for path in out.iterdir()) == ["lock", "shards-00000002", "shards.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["lock", "shards-00000001", "shards-00000002", "shards.json"]
 
 
 def test_a_node_that_dies_in_the_middle_changes_nothing(
