@@ -43,6 +43,7 @@ def apply_edit(index: MilvusIndex, edit: Edit) -> Changes:
         generation = index.state.generation + 1
         write_collection_state(connection, replace(index.state, generation=generation, version=__version__))
         index.refresh()
+    if edit.added:
         (index.work / PENDING).unlink(missing_ok=True)
     return Changes(**edit.counts, skipped=edit.skipped, manifest=index.manifest)
 
