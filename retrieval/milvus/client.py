@@ -114,6 +114,7 @@ class Connection:
 
         def attempt() -> Any:  # noqa: ANN401
             nonlocal client
+            client = None
             client = self._connect()
             return use(client)
 
