@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.calls import MAIN, assert_refused, fill, make_environment, run_cli, run_process, succeed
 from tests.cli.files import write_digits
-from tests.retrieval.milvus import LiteServer, needs_milvus, run_milvus_lite
+from tests.retrieval.milvus import LiteServer, needs_milvus
 
 Places = dict[str, Path]
 WITHOUT = """
@@ -31,12 +31,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteServer]:
-    with run_milvus_lite(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.fixture

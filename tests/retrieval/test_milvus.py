@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -53,12 +54,6 @@ from tests.retrieval.milvus import LiteServer, needs_milvus, run_milvus_lite
 from tests.retrieval.serving import serve_index
 
 pytestmark = [pytest.mark.slow, needs_milvus]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteServer]:
-    with run_milvus_lite(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -425,6 +420,21 @@ def test_two_clients_add_at_the_same_time_and_lose_nothing(
     contents = list_contents(location)
     assert len(contents) == 20
     assert sum("new0" in path for path in contents) == sum("new1" in path for path in contents) == 5
+
+
+def test_two_clients_write_the_state_at_the_same_time(server: LiteServer, folder: Path) -> None:
+    location = push(folder, server, "state")
+
+    def write(_: int) -> None:
+        connection = connect(location)
+        state = read_collection_state(connection)
+        assert state is not None
+        for generation in range(1, 30):
+            write_collection_state(connection, replace(state, generation=generation))
+        connection.close()
+
+    with ThreadPoolExecutor(3) as clients:
+        assert list(clients.map(write, range(3))) == [None] * 3
 
 
 def test_ids_of_new_images_differ_and_are_the_same_for_all_clients(
