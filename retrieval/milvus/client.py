@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
@@ -177,7 +178,7 @@ class Connection:
 
 def require_file(location: MilvusLocation) -> None:
     """Raises IndexFolderError if a file of Milvus Lite does not exist, or is something else; opening would make it."""
-    if location.is_embedded and not Path(location.uri).exists():
+    if location.is_embedded and not os.path.exists(location.uri):  # noqa: PTH110 - where a Path raises, it says no
         raise IndexFolderError(
             f"{location.uri} does not exist: make it by 'indistill index push INDEX --to {location.uri} --collection "
             f"{location.collection}'"
@@ -191,13 +192,13 @@ def require_place(location: MilvusLocation) -> None:
     Milvus Lite itself takes any folder, and writes its own into it.
     """
     path = Path(location.uri)
-    if not location.is_embedded or all((path / name).exists() for name in LITE_FILES):
+    if not location.is_embedded or all(os.path.exists(path / name) for name in LITE_FILES):  # noqa: PTH110
         return
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         raise IndexFolderError(
             f"{path} exists and is not of Milvus Lite, whose .db is a folder of its own: name another"
         )
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # noqa: PTH112
         raise IndexFolderError(f"{path} cannot be made: there is no folder {path.parent}")
 
 

@@ -475,7 +475,7 @@ def test_an_embedded_file_answers_too_and_serves_one_process(tmp_path: Path, fol
             assert "Failed to start" not in other.stderr  # as Milvus Lite's logger says, with a traceback
 
 
-@pytest.mark.parametrize("kind", ["folder", "index", "SQLite", "orphan"])
+@pytest.mark.parametrize("kind", ["folder", "index", "SQLite", "orphan", "long"])
 def test_what_is_not_of_milvus_lite_is_left_as_it_is(
     tmp_path: Path, folder: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,13 +489,15 @@ def test_what_is_not_of_milvus_lite_is_left_as_it_is(
     elif kind == "SQLite":
         with closing(sqlite3.connect(place)) as theirs:
             theirs.execute("CREATE TABLE users (name)")
-    else:
+    elif kind == "orphan":
         place, message = place / "x.db", "x.db cannot be made: there is no folder"
+    else:
+        place, message = place.with_name("a" * 300 + ".db"), "cannot be opened: another process has it open, or it cann"
     before = sorted(tmp_path.rglob("*"))
     location = MilvusLocation(str(place), "c")
     with Index(folder) as index, pytest.raises(IndexFolderError, match=message):
         push_index(index, location)
-    with pytest.raises(IndexFolderError, match="does not exist" if kind == "orphan" else message):
+    with pytest.raises(IndexFolderError, match="does not exist" if kind in ("orphan", "long") else message):
         MilvusIndex(location)
     assert sorted(tmp_path.rglob("*")) == before
     assert capfd.readouterr() == ("", "")
