@@ -2,16 +2,11 @@
 
 import json
 import os
-import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -422,21 +417,6 @@ def test_two_clients_add_at_the_same_time_and_lose_nothing(
     assert sum("new0" in path for path in contents) == sum("new1" in path for path in contents) == 5
 
 
-def test_two_clients_write_the_state_at_the_same_time(server: LiteServer, folder: Path) -> None:
-    location = push(folder, server, "state")
-
-    def write(_: int) -> None:
-        connection = connect(location)
-        state = read_collection_state(connection)
-        assert state is not None
-        for generation in range(1, 30):
-            write_collection_state(connection, replace(state, generation=generation))
-        connection.close()
-
-    with ThreadPoolExecutor(3) as clients:
-        assert list(clients.map(write, range(3))) == [None] * 3
-
-
 def test_ids_of_new_images_differ_and_are_the_same_for_all_clients(
     pushed: MilvusLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,66 +453,6 @@ def test_an_embedded_file_answers_too_and_serves_one_process(tmp_path: Path, fol
             )
             assert "another process has it open" in other.stderr
             assert "Failed to start" not in other.stderr  # as Milvus Lite's logger says, with a traceback
-
-
-@pytest.mark.parametrize("kind", ["folder", "index", "SQLite", "orphan", "long"])
-def test_what_is_not_of_milvus_lite_is_left_as_it_is(
-    tmp_path: Path, folder: Path, kind: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    place = tmp_path / "photos.db"
-    message = "photos.db exists and is not of Milvus Lite, whose .db is a folder of its own: name another"
-    if kind == "folder":
-        place.mkdir()
-        (place / "a.png").write_bytes(b"a")
-    elif kind == "index":
-        shutil.copytree(folder, place)
-    elif kind == "SQLite":
-        with closing(sqlite3.connect(place)) as theirs:
-            theirs.execute("CREATE TABLE users (name)")
-    elif kind == "orphan":
-        place, message = place / "x.db", "x.db cannot be made: there is no folder"
-    else:
-        place, message = place.with_name("a" * 300 + ".db"), "cannot be opened: another process has it open, or it cann"
-    before = sorted(tmp_path.rglob("*"))
-    location = MilvusLocation(str(place), "c")
-    with Index(folder) as index, pytest.raises(IndexFolderError, match=message):
-        push_index(index, location)
-    with pytest.raises(IndexFolderError, match="does not exist" if kind in ("orphan", "long") else message):
-        MilvusIndex(location)
-    assert sorted(tmp_path.rglob("*")) == before
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_call_whose_client_another_thread_has_closed_is_given_again(pushed: MilvusLocation) -> None:
-    connection = connect(pushed)
-    clients: list[Any] = []
-
-    def use(client: Any) -> bool:
-        clients.append(client)
-        if len(clients) == 1:
-            connection._leave(client)  # as another thread does that finds the server away
-        return bool(client.has_collection(pushed.collection))
-
-    assert connection._try(use)
-    assert len(clients) == 2
-    connection._leave(clients[0])  # so does one that comes late: the new client stays
-    assert connection._try(lambda client: client) is clients[1]
-    connection.close()
-
-
-def test_a_closed_index_stays_closed(pushed: MilvusLocation) -> None:
-    index = MilvusIndex(pushed)
-    index.close()
-    index.close()
-    with pytest.raises(ValueError, match=r"the connection to http://.*#pushed is closed"):
-        index.find_items([1])
-
-
-def test_a_collection_that_is_missing_names_the_command_that_makes_it(server: LiteServer) -> None:
-    with pytest.raises(
-        IndexFolderError, match=r"has no collection 'none': make it by 'indistill index push INDEX --to"
-    ):
-        MilvusIndex(MilvusLocation(server.uri, "none"))
 
 
 def test_serve_answers_503_while_the_server_is_away_and_goes_on_when_it_is_back(
