@@ -11,6 +11,7 @@ import torch
 
 from indistill import __version__
 from indistill.cli.inputs import load_untrained
+from indistill.cli.output import print_closeness_briefly
 from indistill.closeness import EmbeddedImages, measure_closeness, measure_overlaps, prepare_vectors
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, locate_data, sample_images
@@ -64,14 +65,18 @@ class Subject:
 
 
 def report_trained_run(folder: Path, teacher: Network, images: ImageSet, device: torch.device) -> None:
-    """Measures a run that was just trained, on some of its own images.
+    """Measures a run that was just trained, on some of its own images, and prints how close the student is.
 
-    The run is complete as it is, so what allows no measurement is a warning.
+    The run is complete as it is, so what allows no measurement is a warning. One that has been measured as it is, is
+    not measured again.
     """
+    run = read_run(folder)
     try:
-        report_run(Subject(read_run(folder), teacher, device), images, None, IMAGES)
+        figures = read_closeness(run) or report_run(Subject(run, teacher, device), images, None, IMAGES)
     except InputError as error:
         make_console().print(f"warning: the report does not say how close the student is: {error}", markup=False)
+    else:
+        print_closeness_briefly(folder, figures)
 
 
 def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, count: int) -> dict[str, Any]:
@@ -127,6 +132,32 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
     sections = [*describe_figures(figures), show_queries(worst, pixels, embedded)]
     write_training_report(run.folder / "report.html", run.config, records, sections)
     return figures
+
+
+def read_closeness(run: Run) -> dict[str, Any] | None:
+    """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
+    try:
+        figures: dict[str, Any] = json.loads((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        measured = figures["schema_version"] == SCHEMA_VERSION and figures["weights_sha256"] == hash_file(run.weights)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return figures if measured else None
+
+
+def find_shortfall(figures: dict[str, Any]) -> str | None:
+    """Returns what is to be said of a student that is no closer to its teacher than an untrained one, None of others.
+
+    It is closer if more of the teacher's nearest neighbours are among its own, or if most of the figures are better.
+    """
+    better = [key for key in FIGURES if _rank(key, figures["student"][key]) > _rank(key, figures["untrained"][key])]
+    if "neighbour_overlap" in better or len(better) > len(FIGURES) / 2:
+        return None
+    overlaps = [figures[name]["neighbour_overlap"] for name in ("student", "untrained")]
+    return (
+        "the student is no closer to its teacher than an untrained network of its kind: of its 10 nearest neighbours "
+        f"{overlaps[0]:.1%} are the teacher's, of the untrained network's {overlaps[1]:.1%}; is the teacher trained, "
+        "and are there enough images and epochs?"
+    )
 
 
 def move_images(pixels: PixelArray) -> PixelArray:
@@ -238,6 +269,10 @@ def show_queries(queries: Sequence[int], pixels: Pixels, embedded: dict[str, Emb
         "among the nearest of both."
     )
     return ReportSection("Worst queries", note, pictures=rows)
+
+
+def _rank(key: str, value: float) -> float:
+    return -value if key == "cosine_difference" else value
 
 
 def _make_pictures(positions: Sequence[int], pixels: Pixels, shared: set[int]) -> list[Picture]:

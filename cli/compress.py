@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from indistill.cli.interruption import explain_run
 from indistill.cli.options import (
     BatchSizeOption,
     CheckpointOption,
@@ -30,6 +31,7 @@ from indistill.criteria import Criterion
 from indistill.losses.options import LossName
 
 
+@explain_run
 def compress(
     teacher: Annotated[str, typer.Option("--teacher", "-t", help="Model spec or run of the teacher.")],
     data: DataOption,
@@ -119,38 +121,25 @@ def compress(
     download: DownloadOption = False,
 ) -> None:
     """Distil a teacher into a light student by InDistill. Labels are used by loss.supervised alone."""
-    import torch
-
-    from indistill.auxiliary import check_hop, plan_chain, run_chain
-    from indistill.cli.closeness import report_trained_run
+    from indistill.cli.early import check_sources
     from indistill.cli.inputs import (
         check_source_is_kept,
         load_auxiliary,
         read_recipe,
         read_training_pixels,
+        show_loading,
         warn_of_teacher,
     )
     from indistill.cli.main import main
     from indistill.cli.output import print_run
     from indistill.cli.student import choose_student, print_trial
-    from indistill.compress import align_channels, check_compress, count_stages, plan_curriculum, run_compress
     from indistill.config import FAITHFUL
     from indistill.data.sets import locate_data, open_images, require_labels
-    from indistill.devices import check_compilation, start_processes
     from indistill.errors import InputError
     from indistill.loggers import parse_loggers
-    from indistill.models.loading import check_trainable, load_network
     from indistill.models.specs import Argument
-    from indistill.models.students import make_student, settle_width
-    from indistill.pairing import pair_stages
-    from indistill.plan import print_pairing, print_schedule
-    from indistill.processes import go_first, is_first, on_first
-    from indistill.resume import check_output
-    from indistill.retrieval.evaluate import measure_map_at_r
-    from indistill.settings import RunSettings
-    from indistill.stages import parse_pairs
+    from indistill.progress import show_status
 
-    place = start_processes(device, devices, main)
     extra: dict[str, object] = dict(FAITHFUL) if faithful else {}
     if loss is not None:
         extra["loss.name"] = loss
@@ -166,10 +155,37 @@ def compress(
     if auxiliary_weights is not None and auxiliary == "none":
         raise InputError("--auxiliary-weights are of an auxiliary: name it with --auxiliary")
     loggers = parse_loggers(logger or [])
+    sources = ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights))
+    check_sources(data, sources)
+    with show_status("loading PyTorch"):
+        import torch
+
+        from indistill.auxiliary import check_hop, plan_chain, run_chain
+        from indistill.cli.closeness import report_trained_run
+        from indistill.compress import (
+            align_channels,
+            check_compress,
+            count_stages,
+            plan_curriculum,
+            prepare_compress,
+            run_compress,
+        )
+        from indistill.devices import check_compilation, start_processes
+        from indistill.models.loading import check_trainable, load_network
+        from indistill.models.students import make_student, settle_width
+        from indistill.pairing import pair_stages
+        from indistill.plan import print_pairing, print_schedule
+        from indistill.processes import go_first, is_first, on_first
+        from indistill.resume import check_output
+        from indistill.retrieval.evaluate import measure_map_at_r
+        from indistill.settings import RunSettings
+        from indistill.stages import parse_pairs
+
+    place = start_processes(device, devices, main)
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
     if compiled:
         check_compilation(place)
-    for model, weights in ((teacher, teacher_weights), (student, student_weights), (auxiliary, auxiliary_weights)):
+    for model, weights in sources:
         check_source_is_kept(model, weights, out)
     run_settings = RunSettings(
         out,
@@ -194,27 +210,34 @@ def compress(
         require_labels(images, f"loss.supervised={chosen.loss.supervised}")
     arguments: dict[str, Argument] = {"image_size": chosen.data.image_size}
     torch.manual_seed(seed)  # a teacher with random weights must be the same when the run is resumed
-    loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
+    with show_loading("teacher", teacher):
+        loaded_teacher = load_network(teacher, weights=teacher_weights, arguments=arguments, role="teacher")
     if chosen.loss.supervised == "cross-entropy":
         arguments = arguments | {"num_classes": len(images.classes)}
     if choice.target is not None:  # measured once, as times differ
         choice = on_first(lambda: settle_width(choice, loaded_teacher, chosen.data.image_size, print_trial))
-    loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size)
+    with show_loading("student", choice.spec):
+        loaded_student = make_student(choice, loaded_teacher, arguments, chosen.data.image_size)
     check_trainable(loaded_student, "student")
     between = load_auxiliary(auxiliary, auxiliary_weights, loaded_teacher, loaded_student, arguments, seed)
-    pairing = pair_stages(
-        between or loaded_teacher,
-        loaded_student,
-        parse_pairs(pair or []),
-        warm_up=chosen.reads_stages,
-        image_size=chosen.data.image_size,
-        wider=("refuse" if strict else "skip") if chosen.prunes else "keep",
-    )
+    with show_status("finding the stages and pairing them"):
+        pairing = pair_stages(
+            between or loaded_teacher,
+            loaded_student,
+            parse_pairs(pair or []),
+            warm_up=chosen.reads_stages,
+            image_size=chosen.data.image_size,
+            wider=("refuse" if strict else "skip") if chosen.prunes else "keep",
+        )
     pixels = read_training_pixels(images, chosen)
-    pairing = align_channels(pairing, pixels, chosen, run_settings)
-    check_compress(pairing, pixels, chosen, run_settings)
-    if between is not None:
-        check_hop(loaded_teacher, between, pixels, chosen, run_settings)
+    prepared = None
+    with show_status("choosing the teacher's channels, and trying each stage"):
+        pairing = align_channels(pairing, pixels, chosen, run_settings)
+        if between is None:
+            prepared = prepare_compress(pairing, pixels, chosen, run_settings)
+        else:
+            check_compress(pairing, pixels, chosen, run_settings)
+            check_hop(loaded_teacher, between, pixels, chosen, run_settings)
     warn_of_teacher(loaded_teacher, chosen.preprocessing)
     if dry_run:
         print_pairing(pairing)
@@ -226,7 +249,7 @@ def compress(
             print_schedule((first, *others))
         return
     if between is None:
-        folder = run_compress(pairing, pixels, chosen, run_settings)
+        folder = run_compress(pairing, pixels, chosen, run_settings, prepared)
     else:
         folder = run_chain(loaded_teacher, pairing, pixels, chosen, run_settings)
     if report and is_first():

@@ -11,7 +11,7 @@ from indistill.cli.options import IndexArgument, JsonOption, OverwriteOption
 def dedupe(
     index: IndexArgument,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="The least cosine of two near-duplicates.")
+        float, typer.Option("--threshold", min=0, max=1, help="The least cosine of an image to the first of its group.")
     ] = 0.95,
     form: Annotated[
         Literal["table", "json", "jsonl", "csv", "html"] | None,
@@ -23,7 +23,11 @@ def dedupe(
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """List groups of near-duplicates in an index, and of files that are equal; nothing is deleted."""
+    """List groups of near-duplicates in an index, and of files that are equal; nothing is deleted.
+
+    The column 'cosine' (in JSON and CSV 'score') is that to the first image of the group, the one with
+    the smallest id. To keep the first of each group is to keep no near-duplicates.
+    """
     from indistill.cli.duplicates import print_groups, render_groups
     from indistill.cli.hits import check_page, choose_format, write_page
     from indistill.progress import show_progress
@@ -40,8 +44,8 @@ def dedupe(
     images = sum(map(len, groups))
     noun = "group" if len(groups) == 1 else "groups"
     typer.echo(
-        f"{len(groups):,} {noun} of near-duplicates: {images:,} of {total:,} images have a cosine of "
-        f"{threshold:g} or more to another",
+        f"{len(groups):,} {noun} of near-duplicates: {images:,} of {total:,} images, each with a cosine of "
+        f"{threshold:g} (--threshold) or more to the first of its group",
         err=True,
     )
     if html is not None:

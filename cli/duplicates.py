@@ -53,7 +53,7 @@ def _make_hits(images: Sequence[Duplicate]) -> list[Hit]:
 
 
 def _make_lines(groups: Groups) -> list[str]:
-    lines = []
+    lines = [f"{'cosine':>7}  {'id':>8}  label  path"] if groups else []
     for number, group in enumerate(groups, start=1):
         lines.append(f"group {number}: {len(group)} images")
         for image in group:

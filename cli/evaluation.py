@@ -11,7 +11,7 @@ from indistill.data.sets import ImageSet, open_images, require_labels
 from indistill.errors import InputError
 from indistill.progress import show_progress
 from indistill.retrieval.deployed import DEFAULT_DEPTH, DeployedFigures, Deployment, measure_deployed
-from indistill.retrieval.evaluate import METRICS, Protocol, count_empty_as_zero, list_empty, make_task
+from indistill.retrieval.evaluate import METRICS, WITHOUT_CLASSES, Protocol, count_empty_as_zero, list_empty, make_task
 from indistill.retrieval.ground_truth import JUDGED_KS, Judgement, locate_judgements, read_ground_truth
 from indistill.retrieval.judged import make_judged_task, measure_judged_deployed, measure_judged_exactly, settle_empty
 from indistill.retrieval.metrics import DEFAULT_KS, Metric, QueryFigures, Task, measure_queries
@@ -104,7 +104,7 @@ def check_options(evaluated: Evaluated, conduct: Conduct, of_specs: Mapping[str,
     if models and evaluated.gallery is None:
         raise InputError(f"--also {models[0]}: a model needs images to search: name them with --gallery")
     if (evaluated.queries is None) != protocol.leave_one_out:
-        raise InputError("name either --queries, or --leave-one-out for the gallery's own images")
+        raise InputError(f"name either --queries, or --leave-one-out for the gallery's own images; {WITHOUT_CLASSES}")
     if conduct.depth is not None and evaluated.index is None and len(models) == len(evaluated.also):
         raise InputError(f"--depth {conduct.depth} is how many images an index returns: name an INDEX")
     if conduct.truth is not None and (protocol.leave_one_out or protocol.junk is not None or per_class):
@@ -127,7 +127,7 @@ def run_evaluation(evaluated: Evaluated, conduct: Conduct) -> list[Measurement]:
     ]
     if truth is None:
         for images in filter(None, sets):
-            require_labels(images, "evaluate")
+            require_labels(images, "evaluate without --ground-truth")
     named = truth is not None or (conduct.protocol.leave_one_out and bool(evaluated.also))
     first = evaluated.index or evaluated.choice
     assert first is not None  # checked before

@@ -51,18 +51,31 @@ def tabulate_all(measurements: Sequence[Measurement], *, per_class: bool) -> dic
 
 
 def tabulate_exact(measurement: Measurement) -> Table:
-    """Returns the metrics with their intervals, and the bounds of other orders of equal scores where they are wide."""
-    header, columns = ["percent"], []
-    names = measurement.exact["cosine"].names
+    """Returns the metrics with their intervals, what chance gives, and the bounds of other orders of equal scores.
+
+    The bounds stand where they are wide. Metrics with the same figures, as those of unit vectors, share two columns.
+    """
+    exact = measurement.exact["cosine"]
+    labels = ["percent", *exact.names]
+    if "map" in exact.names:
+        labels[2:2] = ["map, by chance"]
     ties = {metric: measure_ties(figures) for metric, figures in measurement.exact.items()}
-    for metric, figures in measurement.exact.items():
-        header += [metric, INTERVAL]
-        estimates = estimate_means(names, figures.values)
-        columns += [[_show(estimates[name].mean) for name in names], [_show_range(estimates[name]) for name in names]]
-    rows = [[name, *(column[row] for column in columns)] for row, name in enumerate(names)]
     if any(ties.values()):
-        shown = [_show_bounds(bounds) if bounds else "" for bounds in ties.values()]
-        rows.insert(1, ["map, worst and best order of ties", *(text for bound in shown for text in ("", bound))])
+        labels[2:2] = ["map, worst and best order of ties"]
+    columns: dict[str, list[tuple[str, str]]] = {}
+    for metric, figures in measurement.exact.items():
+        estimates = estimate_means(exact.names, figures.values)
+        cells = {name: (_show(estimates[name].mean), _show_range(estimates[name])) for name in exact.names}
+        cells["map, by chance"] = _show(float(measurement.task.expect_by_chance()[figures.queries].mean())), ""
+        bounds = ties[metric]
+        cells["map, worst and best order of ties"] = "", _show_bounds(bounds) if bounds else ""
+        columns[metric] = [cells[label] for label in labels[1:]]
+    if len(columns) > 1 and columns["cosine"] == columns["euclidean"]:
+        columns = {"cosine = euclidean": columns["cosine"]}
+    header = [labels[0], *(text for metric in columns for text in (metric, INTERVAL))]
+    rows = [
+        [label, *(text for cells in columns.values() for text in cells[row])] for row, label in enumerate(labels[1:])
+    ]
     return header, rows
 
 
@@ -200,10 +213,13 @@ def describe_queries(measurement: Measurement, conduct: Conduct) -> str:
     """Returns in a line how many queries there were, and what became of the others."""
     figures, empty = measurement.exact["cosine"], len(measurement.empty)
     count = len(figures.queries)
+    queries = f"{count:,} {'query' if count == 1 else 'queries'}"
+    became = "was skipped" if empty == 1 else "were skipped"
     if conduct.truth is not None:
-        return f"{count:,} queries; {empty:,} without ground truth were skipped"
-    became = "count as zero" if conduct.protocol.empty == "zero" else "were skipped"
-    text = f"{count:,} queries; {empty:,} without a match in the gallery {became}"
+        return f"{queries}; {empty:,} without ground truth {became}"
+    if conduct.protocol.empty == "zero":
+        became = "counts as zero" if empty == 1 else "count as zero"
+    text = f"{queries}; {empty:,} without a match in the gallery {became}"
     if conduct.protocol.junk is not None:
         junk = int(np.count_nonzero(measurement.task.gallery_labels == JUNK))
         text += f"; {junk:,} images of the class '{conduct.protocol.junk}' are ignored"

@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from indistill.cli.interruption import explain_nothing
 from indistill.cli.options import DataRootOption, JsonOption, OverwriteOption, SetOption
 
 
+@explain_nothing
 def export(
     model: Annotated[
         str, typer.Argument(metavar="RUN", help="A run folder, or any model spec (then with --data and --out).")
@@ -63,20 +65,25 @@ def export(
 ) -> None:
     """Export a student as one ONNX file that is verified against PyTorch, or not written."""
     from indistill.cli.bench import count_cores
-    from indistill.cli.bench_images import read_timed_images
-    from indistill.cli.exporting import judge_files, name_files, print_exports, write_files
-    from indistill.cli.gate import read_gate_images
-    from indistill.cli.inputs import load_described, warn_of_random_weights
+    from indistill.cli.early import check_sources
+    from indistill.cli.interruption import note_on_interruption
     from indistill.errors import IndistillError, InputError
     from indistill.export.artefact import PRECISIONS
-    from indistill.export.onnx import Exporter, ExportOptions, require_free
-    from indistill.progress import show_progress
+    from indistill.progress import show_progress, show_status
 
     if not onnx:
         raise InputError("say which format to export to: --onnx")
     wanted = PRECISIONS if precision == "all" else (precision,)
     if calibrate is not None and "int8" not in wanted:
         raise InputError("--calibrate is of int8: ask for it with --precision int8 or all")
+    check_sources(data, [(model, weights)])
+    with show_status("loading PyTorch"):
+        from indistill.cli.bench_images import read_timed_images
+        from indistill.cli.exporting import judge_files, list_written, name_files, print_exports, write_files
+        from indistill.cli.gate import read_gate_images
+        from indistill.cli.inputs import load_described, warn_of_random_weights, warn_of_shortfall
+        from indistill.export.onnx import Exporter, ExportOptions, require_free
+
     described = load_described(model, weights=weights, recipe=recipe, items=settings)
     target = out or described.default_file
     if target is None:
@@ -89,15 +96,17 @@ def export(
         source, calibrate, described.preprocessing, gate_images, int8="int8" in wanted, root=data_root
     )
     warn_of_random_weights(described.network, "model", "--weights")
+    warn_of_shortfall(model)
     with show_progress("verifying by PyTorch", len(gate.pixels)) as advance:
         exporter = Exporter(described.network, described.preprocessing, gate.pixels, described.provenance, advance)
     options = ExportOptions("fp32", takes, gate.calibration, gate.quality, max_drop)
     exports = write_files(exporter, files, options, overwrite=overwrite)
-    verdict = None
-    if "int8" in files:
-        images = read_timed_images(source, "network", root=data_root)
-        try:
-            verdict = judge_files(exporter, exports, options, images, count_cores())
-        except IndistillError as error:  # the files are written: say so all the same
-            typer.echo(f"no verdict: {error}", err=True)
-    print_exports(exports, verdict, as_json=json)
+    with note_on_interruption(lambda: list_written(exports.files)):
+        verdict = None
+        if "int8" in files:
+            images = read_timed_images(source, "network", root=data_root)
+            try:
+                verdict = judge_files(exporter, exports, options, images, count_cores())
+            except IndistillError as error:  # the files are written: say so all the same
+                typer.echo(f"no verdict: {error}", err=True)
+        print_exports(exports, verdict, as_json=json)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from indistill.cli.interruption import NOTHING, note_on_interruption
 from indistill.cli.output import print_json, print_table
 from indistill.cli.stdout import emit
 from indistill.errors import IndistillError, ModelError, VerificationError
@@ -75,7 +76,8 @@ def write_files(
     with show_progress("writing and verifying", len(files), "files") as advance:
         for precision, path in files.items():
             try:
-                artefact = exporter.write(path, replace(options, precision=precision), overwrite=overwrite)
+                with note_on_interruption(lambda: list_written(written)):
+                    artefact = exporter.write(path, replace(options, precision=precision), overwrite=overwrite)
             except (VerificationError, ModelError) as error:
                 refused[precision] = error
             else:
@@ -84,6 +86,13 @@ def write_files(
     if not written:
         raise next(iter(refused.values()))
     return Exports(tuple(written), {precision: str(error) for precision, error in refused.items()})
+
+
+def list_written(files: Sequence[WrittenFile]) -> str:
+    """Returns which files were written, for a command that is interrupted."""
+    if not files:
+        return NOTHING
+    return f"{', '.join(str(file.path) for file in files)} {'were' if len(files) > 1 else 'was'} written, and no other"
 
 
 def judge_files(
@@ -192,7 +201,7 @@ def _print_file(file: WrittenFile) -> None:
     text += f", smallest cosine {figures['min_cosine']:.6f}"
     if "overlap" in figures:
         text += f", overlap of the ten nearest {figures['overlap']:.4f}"
-        text += f", {figures['metric']} {figures['reference_quality']:.4f} to {figures['quality']:.4f}"
+        text += f", {figures['metric']} {figures['quality']:.4f} (PyTorch {figures['reference_quality']:.4f})"
     emit(text)
 
 

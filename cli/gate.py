@@ -1,5 +1,6 @@
 """The images that an export is verified and calibrated with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indistill.data.pixels import Pixels
-from indistill.data.sets import open_images, sample_images
+from indistill.data.sets import locate_data, open_images, sample_images
 from indistill.errors import InputError
 from indistill.export.quantise import MINIMUM_IMAGES, check_calibration
 from indistill.export.verify import Quality
+from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
 from indistill.split import has_classes
 
@@ -64,7 +66,8 @@ def read_gate_images(
         gate = gate[np.linspace(0, len(gate) - 1, min(count, len(gate))).astype(int)]
         calibration = pixels.images[others]
     elif int8 and calibrate is not None:
-        calibration = _read(calibrate, preprocessing, CALIBRATION_IMAGES, root).images
+        known = pixels.skipped if locate_data(calibrate) == locate_data(spec) else ()
+        calibration = _read(calibrate, preprocessing, CALIBRATION_IMAGES, root, known).images
     if calibration is not None:
         check_calibration(calibration)
     return GateImages(pixels.images[gate], make_quality(pixels, gate), calibration)
@@ -87,7 +90,10 @@ def make_quality(pixels: Pixels, chosen: NDArray[np.int64]) -> Quality | None:
     return Quality("map", lambda vectors: measure_map_among(vectors[known], labels[known]))
 
 
-def _read(spec: str, preprocessing: Preprocessing, count: int, root: Path | None) -> Pixels:
+def _read(
+    spec: str, preprocessing: Preprocessing, count: int, root: Path | None, known: Sequence[SkippedImage] = ()
+) -> Pixels:
+    """Returns some images; says which were skipped, but for those that are known."""
     from indistill.cli.inputs import report_skipped
     from indistill.data.pixels import load_pixels
     from indistill.progress import show_progress
@@ -95,5 +101,5 @@ def _read(spec: str, preprocessing: Preprocessing, count: int, root: Path | None
     images = sample_images(open_images(spec, root=root), count)
     with show_progress(f"reading {images.name}", len(images.names)) as advance:
         pixels = load_pixels(images, preprocessing, advance)
-    report_skipped(pixels.skipped)
+    report_skipped([image for image in pixels.skipped if image not in known])
     return pixels

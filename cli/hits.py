@@ -12,7 +12,7 @@ from indistill.cli.stdout import emit
 from indistill.data.urls import join_url
 from indistill.errors import ExistsError, InputError, describe_os_error, escape_text
 from indistill.retrieval.index import Hit
-from indistill.retrieval.search import Asked, SearchResults, describe_query
+from indistill.retrieval.search import Asked, SearchOptions, SearchResults, describe_query
 
 LONGEST_PATH = 4096
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
@@ -42,6 +42,16 @@ def print_hits(results: SearchResults, form: HitFormat) -> None:
         _emit_paths([join_url(results.root, hit.path) for _, hit in _pair(results)], null=form == "paths0")
 
 
+def report_empty(results: SearchResults, options: SearchOptions) -> None:
+    """Says on standard error which queries have no hits."""
+    empty = [query for query, hits in results.queries if not hits]
+    if empty and options.where is not None and options.threshold is None and not options.exclude_self:
+        typer.echo("no image of the index meets the condition of --where", err=True)
+        return
+    for query in empty:
+        typer.echo(f"{escape_text(describe_query(query), LONGEST_PATH)}: no hits", err=True)
+
+
 def write_sheet(results: SearchResults, path: Path, *, overwrite: bool) -> None:
     """Writes the contact sheet; see `write_page`."""
     check_page(path, overwrite=overwrite)
@@ -55,12 +65,21 @@ def check_page(path: Path, *, overwrite: bool) -> None:
 
 
 def write_page(page: str, path: Path) -> None:
-    """Writes a page of `--html`. Raises InputError if that cannot be."""
+    """Writes a page of `--html`, and says what it lacks. Raises InputError if that cannot be."""
+    from indistill.retrieval.sheet import count_pictures
+
     try:
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
     typer.echo(f"wrote {path}", err=True)
+    pictures, missing = count_pictures(page)
+    if missing:
+        typer.echo(
+            f"warning: {missing:,} of the {pictures:,} images of the page are not shown: their files are not there, or "
+            "cannot be read",
+            err=True,
+        )
 
 
 def emit_page(page: str) -> None:
@@ -100,7 +119,7 @@ def _list_values(hit: Hit) -> list[str | int | float | None]:
 
 
 def _make_lines(results: SearchResults) -> list[str]:
-    lines = []
+    lines = [f"{'rank':>5}  cosine  {'id':>8}  label  path"]
     for query, hits in results.queries:
         lines.append(escape_text(describe_query(query), LONGEST_PATH))
         for hit in hits:

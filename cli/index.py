@@ -67,7 +67,7 @@ def build(
     With --engine ray the machines of a cluster do the work; see docs/ray.md.
     """
     from indistill.cli.cluster import choose_builder
-    from indistill.cli.index_output import print_index
+    from indistill.cli.index_output import print_index, report_kept
     from indistill.cli.inputs import report_skipped
     from indistill.data.sets import locate_data, open_images
     from indistill.export.session import EmbeddingSession
@@ -78,6 +78,7 @@ def build(
     session = EmbeddingSession(model)
     choose = make_chooser(recall, max_memory, max_latency, factory, session.artefact.embedding_dim)
     gallery = open_listed(images, null=null_input) or open_images(images, root=data_root, download=download)
+    report_kept(out, session.sha256)
     with show_progress("embedding", len(gallery.names)) as advance:
         source = images if images == "-" else locate_data(images)
         options = BuildOptions(choose, workers, overwrite, source)
@@ -138,6 +139,12 @@ def sync(
             show_default="what the index was built from",
         ),
     ] = None,
+    moved: Annotated[
+        bool,
+        typer.Option(
+            "--moved", help="IMAGES is the gallery, which lies there now as a whole: ids stay, nothing is embedded."
+        ),
+    ] = False,
     workers: WorkersOption = None,
     null_input: NullInputOption = False,
     model: CollectionModelOption = None,
@@ -146,6 +153,7 @@ def sync(
     """Make an index follow a folder, or another source: new, changed, moved, relabelled and gone images.
 
     Labels are followed too: one of 'add --label' goes, unless the image lies outside what is followed.
+    A gallery that was renamed, or is mounted elsewhere, is named with --moved.
     """
     from functools import partial
 
@@ -157,8 +165,11 @@ def sync(
     followed = open_listed(images, null=null_input) or images
     location = locate_index(index)
     introduce_model(location, model)
-    changes = sync_folder(location, followed, show=partial(show_progress, "embedding"), workers=workers)
+    show = partial(show_progress, "embedding")
+    changes = sync_folder(location, followed, moved=moved, show=show, workers=workers)
     print_changes(location, changes, as_json=json)
+    if moved:
+        typer.echo(f"the gallery is {changes.manifest.root} now", err=True)
 
 
 @app.command()
@@ -170,7 +181,7 @@ def remove(
     ids: Annotated[list[int] | None, typer.Option("--id", help="An id; repeatable.")] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Images whose files are not there any more.")] = False,
     where: Annotated[
-        str | None, typer.Option("--where", help="A condition, as \"label = 'dog' and size > 10000\".")
+        str | None, typer.Option("--where", help="A condition as of 'search': \"label = 'dog' or path like 'old/%'\".")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -185,14 +196,27 @@ def remove(
     print_changes(location, remove_items(location, selection), as_json=json)
 
 
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def delete() -> None:
+    """Say which command is meant."""
+    from indistill.errors import InputError
+
+    raise InputError(
+        "there is no 'index delete': 'index remove' takes images out of an index; to be rid of all of it, delete its "
+        "folder"
+    )
+
+
 @app.command()
 def info(index: IndexArgument, json: JsonOption = False) -> None:
     """Print what an index is: images, dimension, type, model."""
-    from indistill.cli.index_output import print_index
+    from indistill.cli.index_output import print_index, print_outside
     from indistill.retrieval.opening import describe_index, locate_index
 
     location = locate_index(index)
     print_index(location, describe_index(location), as_json=json)
+    if not json:
+        print_outside(location)
 
 
 @app.command()

@@ -10,14 +10,22 @@ from indistill.cli.inputs import report_skipped
 from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import IndexFolderError
-from indistill.retrieval.opening import Location
-from indistill.retrieval.store import NO_SOURCE, Manifest
+from indistill.retrieval.opening import Location, count_outside
+from indistill.retrieval.store import NO_SOURCE, PENDING, Manifest
 
 if TYPE_CHECKING:
     from indistill.retrieval.edit import Changes
     from indistill.retrieval.milvus.location import MilvusLocation
     from indistill.retrieval.milvus.push import Pushed
     from indistill.retrieval.upkeep import Verification
+
+
+def report_kept(folder: Path, model_sha256: str) -> None:
+    """Says on standard error that a build which was cut off goes on."""
+    from indistill.retrieval.journal import count_kept  # which brings ONNX Runtime
+
+    if kept := count_kept(folder / PENDING, model_sha256):
+        typer.echo(f"going on: {kept:,} embeddings of a command that was cut off are kept", err=True)
 
 
 def print_index(folder: Location, manifest: Manifest, *, as_json: bool) -> None:
@@ -34,6 +42,13 @@ def print_index(folder: Location, manifest: Manifest, *, as_json: bool) -> None:
     source = {"": "", manifest.root: "", NO_SOURCE: ", paths from standard input or several lists"}
     emit(f"gallery {manifest.root}{source.get(manifest.source, f', as {manifest.source} names it')}")
     emit(f"model   SHA-256 {manifest.model_sha256}")
+
+
+def print_outside(location: Location) -> None:
+    """Prints how many images of an index lie outside its gallery, if any do."""
+    if count := count_outside(location):
+        noun = "image lies" if count == 1 else "images lie"
+        emit(f"outside {count:,} {noun} outside the gallery: 'index sync' leaves them alone")
 
 
 def print_pushed(target: "MilvusLocation", pushed: "Pushed", *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """From options to the objects that library calls take."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from indistill.errors import ExistsError, InputError, ModelError
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
-from indistill.progress import make_console, show_progress
+from indistill.progress import make_console, show_progress, show_status
 from indistill.runs import Run, read_environment, read_run
 
 if TYPE_CHECKING:
@@ -183,14 +184,39 @@ def load_auxiliary(
     return auxiliary
 
 
+def show_loading(role: str, model: str) -> AbstractContextManager[None]:
+    """Returns a context in which a network is built, that says so; not where weights are fetched, which has a bar."""
+    from indistill.models.specs import fetches_weights, parse_model_spec
+
+    if not model.startswith("width:") and fetches_weights(parse_model_spec(model)):
+        make_console().print(f"fetching the weights of '{model}', unless they are here", markup=False)
+        return nullcontext()
+    return show_status(f"building the {role} {model}")
+
+
 def warn_of_random_weights(network: "Network", role: str, option: str) -> None:
     """Prints a warning if a paper's or a zoo's network has random weights."""
-    from indistill.models.specs import has_random_weights, parse_model_spec
+    from indistill.models.specs import explain_random_weights, has_random_weights, parse_model_spec
 
-    if network.weights is None and has_random_weights(parse_model_spec(network.source)):
+    spec = parse_model_spec(network.source)
+    if network.weights is None and has_random_weights(spec):
         make_console().print(
-            f"warning: the {role} '{network.source}' has random weights: name its weights with {option}", markup=False
+            f"warning: the {role} '{network.source}' has random weights: {explain_random_weights(spec, option)}",
+            markup=False,
         )
+
+
+def warn_of_shortfall(model: str) -> None:
+    """Prints a warning if a model is a run whose student was found to be no closer to its teacher than an untrained
+    one.
+    """
+    from indistill.cli.closeness import find_shortfall, read_closeness
+
+    folder = Path(model.partition("?")[0])
+    figures = read_closeness(read_run(folder)) if (folder / "closeness.json").is_file() else None
+    shortfall = None if figures is None else find_shortfall(figures)
+    if shortfall is not None:
+        make_console().print(f"warning: {shortfall}", markup=False)
 
 
 def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:

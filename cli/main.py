@@ -17,6 +17,7 @@ import typer
 from indistill import __version__
 from indistill.errors import IndistillError
 
+INTERRUPTED = 130
 COMMANDS = (
     "train",
     "compress",
@@ -83,13 +84,26 @@ def main() -> None:
         if debug:
             raise
         _fail(f"indistill: error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # how Typer ends after Ctrl-C
+            _tell_interruption(end)
+        raise
+    except KeyboardInterrupt as error:
+        _tell_interruption(error)
+        sys.exit(INTERRUPTED)
     except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
         if debug:
             raise
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
+
+
+def _tell_interruption(error: BaseException) -> None:
+    """Prints that the command was interrupted, and what the interrupted code noted on the way: how to go on."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    typer.echo("; ".join(["interrupted", *getattr(found, "__notes__", ())]), err=True)
 
 
 def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:

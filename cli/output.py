@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 WIDE = 10_000
 
 
-def print_run(folder: Path) -> None:
-    """Prints the run folder, and on standard error what may be done with it."""
+def print_run(folder: Path, *, teacher: bool = False) -> None:
+    """Prints the run folder, and on standard error what may be done with it, as a student or as a teacher."""
     emit(str(folder))
-    typer.echo(f"Next: indistill export {folder} --onnx", err=True)
+    if teacher:
+        typer.echo(f"Next: indistill compress --teacher {folder} --data IMAGES --out RUN", err=True)
+    typer.echo(f"{'  or' if teacher else 'Next'}: indistill export {folder} --onnx", err=True)
 
 
 def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, as_json: bool) -> None:
@@ -57,7 +59,13 @@ def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, 
 
 def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> None:
     """Prints how close the student is to its teacher, and the metrics where there are labels."""
-    from indistill.cli.closeness import describe_gallery, describe_images, tabulate_closeness, tabulate_retrieval
+    from indistill.cli.closeness import (
+        describe_gallery,
+        describe_images,
+        find_shortfall,
+        tabulate_closeness,
+        tabulate_retrieval,
+    )
 
     if as_json:
         print_json(figures)
@@ -67,8 +75,23 @@ def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> Non
             print_table(*tabulate_retrieval(figures))
             typer.echo(describe_gallery(figures["retrieval"]), err=True)
         typer.echo(describe_images(figures), err=True)
+    shortfall = find_shortfall(figures)
+    if shortfall is not None:
+        typer.echo(f"warning: {shortfall}", err=True)
     if figures["skipped"]:
         typer.echo(f"warning: {figures['skipped']} images were skipped", err=True)
+    typer.echo(f"wrote {run / 'report.html'}", err=True)
+
+
+def print_closeness_briefly(run: Path, figures: dict[str, Any]) -> None:
+    """Prints on standard error how close the student of a run is to its teacher, and warns if it is not."""
+    from indistill.cli.closeness import describe_images, find_shortfall, tabulate_closeness
+
+    typer.echo(format_table(*tabulate_closeness(figures)), err=True)
+    typer.echo(describe_images(figures), err=True)
+    shortfall = find_shortfall(figures)
+    if shortfall is not None:
+        typer.echo(f"warning: {shortfall}", err=True)
     typer.echo(f"wrote {run / 'report.html'}", err=True)
 
 

@@ -28,8 +28,9 @@ def search(
         typer.Option(
             "--where",
             metavar="CONDITION",
-            help="Search only images that meet it, as \"label = 'dog' and size > 10000\": comparisons, like, in, "
-            "is null, and, or, not, ( ) over id, path, label, size, sha256 and modified.",
+            help="Search only images that meet it, as \"label = 'dog' and size > 10000\" or \"path like '%/dog%'\" (% "
+            "stands for any text, _ for one character): comparisons, like, in, is null, and, or, not, ( ) over id, "
+            "path, label, size, sha256 and modified.",
         ),
     ] = None,
     threshold: Annotated[
@@ -62,7 +63,7 @@ def search(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Find the images of an index that are most like the queries."""
-    from indistill.cli.hits import check_page, choose_format, print_hits, write_sheet
+    from indistill.cli.hits import check_page, choose_format, print_hits, report_empty, write_sheet
     from indistill.retrieval.opening import locate_index
     from indistill.retrieval.search import SearchOptions, search_images
 
@@ -79,6 +80,7 @@ def search(
     options = SearchOptions(condition, threshold, rerank, combine, exclude_self)
     asked: list[Path | int] = [*map(Path, expand_paths(queries or [], null=null_input)), *(ids or [])]
     results = search_images(locate_index(index), asked, k=k, model=model, options=options)
+    report_empty(results, options)
     if html is not None:
         write_sheet(results, html, overwrite=overwrite)
     if html is None or chosen is not None:

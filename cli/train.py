@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from indistill.cli.interruption import explain_run
 from indistill.cli.options import (
     BatchSizeOption,
     CheckpointOption,
@@ -28,6 +29,7 @@ from indistill.cli.options import (
 )
 
 
+@explain_run
 def train(
     model: Annotated[str, typer.Option("--model", "-m", help="Model spec, as paper:cnn-a or timm:resnet18.")],
     data: DataOption,
@@ -52,24 +54,29 @@ def train(
     download: DownloadOption = False,
 ) -> None:
     """Train a network on labelled images: a teacher, an auxiliary or a baseline."""
-    import torch
-
-    from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels
+    from indistill.cli.early import check_sources
+    from indistill.cli.inputs import check_source_is_kept, read_recipe, read_training_pixels, show_loading
     from indistill.cli.main import main
     from indistill.cli.output import print_run
     from indistill.data.sets import locate_data, open_images, require_labels
-    from indistill.devices import check_compilation, start_processes
     from indistill.loggers import parse_loggers
-    from indistill.models.loading import check_trainable, load_network
-    from indistill.processes import go_first, on_first
-    from indistill.resume import check_output
-    from indistill.retrieval.evaluate import measure_map_at_r
-    from indistill.settings import RunSettings
-    from indistill.supervise import run_supervised
+    from indistill.progress import show_status
 
-    place = start_processes(device, devices, main)
     chosen = read_recipe(recipe, settings, image_size=image_size, batch_size=batch_size, lr=lr, lr_section="supervised")
     loggers = parse_loggers(logger or [])
+    check_sources(data, [(model, weights)])
+    with show_status("loading PyTorch"):
+        import torch
+
+        from indistill.devices import check_compilation, start_processes
+        from indistill.models.loading import check_trainable, load_network
+        from indistill.processes import go_first, on_first
+        from indistill.resume import check_output
+        from indistill.retrieval.evaluate import measure_map_at_r
+        from indistill.settings import RunSettings
+        from indistill.supervise import run_supervised
+
+    place = start_processes(device, devices, main)
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))
     if compiled:
         check_compilation(place)
@@ -93,7 +100,8 @@ def train(
     require_labels(images, "train")
     torch.manual_seed(seed)
     arguments = {"image_size": chosen.data.image_size, "num_classes": len(images.classes)}
-    network = load_network(model, weights=weights, arguments=arguments)
+    with show_loading("model", model):
+        network = load_network(model, weights=weights, arguments=arguments)
     check_trainable(network, "model")
     pixels = read_training_pixels(images, chosen)
-    print_run(run_supervised(network, pixels, chosen, run_settings))
+    print_run(run_supervised(network, pixels, chosen, run_settings), teacher=True)

@@ -218,6 +218,8 @@ def open_file(path: Path) -> tuple[ModelFile, Artefact | None]:
 
 def _read_file(path: Path) -> bytes:
     try:
+        if path.is_dir():
+            raise ModelError(f"model: {path} is a folder, and an ONNX file is needed: {_name_files(path)}")
         if not path.is_file():
             raise ModelError(f"model: there is no file {path}")
         size = path.stat().st_size
@@ -229,6 +231,16 @@ def _read_file(path: Path) -> bytes:
     if not data:
         raise ModelError(f"model: {path} is not an ONNX file that can be run (it is empty): copy or write it again")
     return data
+
+
+def _name_files(folder: Path) -> str:
+    """Returns which ONNX files lie in a folder, or how one is written."""
+    found = sorted(str(file) for file in folder.glob("*.onnx"))
+    if found:
+        return f"in it lie {', '.join(found[:4])}" if len(found) > 1 else f"in it lies {found[0]}"
+    if (folder / "config.yaml").is_file():
+        return f"'indistill export {folder} --onnx' writes one"
+    return "there is none in it"
 
 
 def _examine_graph(graph: Message, tally: _Tally, depth: int) -> None:

@@ -71,4 +71,5 @@ def _compare(file: TimedFile, full: TimedFile) -> str:
     else:
         speed = f"about as fast as float32 here ({spread})"
     size = f"with {file.size_bytes / full.size_bytes:.2f} of its size"
-    return f"{name} is {speed}, {size}, and loses {max(file.drop, 0):.4f} of {file.metric}"
+    change = f"{'gains' if round(file.drop, 4) < 0 else 'loses'} {abs(file.drop):.4f} of {file.metric}"
+    return f"{name} is {speed}, {size}, and {change}"

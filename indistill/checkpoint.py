@@ -129,6 +129,12 @@ class Checkpoints:
         return sorted(self._folder.glob("*.pt"))
 
 
+def read_position(folder: Path) -> int | None:
+    """Returns after how many batches the newest checkpoint in a folder was written, None where there is none."""
+    newest = max(folder.glob("*.pt"), default=None)
+    return None if newest is None else int(newest.stem.partition("-")[0])
+
+
 def list_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Returns parameters and buffers by name, those that no state dict holds too, each once."""
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,6 +1,6 @@
 """`compress`: a teacher into a student by InDistill, as one run."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,19 @@ from indistill.teacher_cache import store_teacher
 from indistill.terms import Term
 from indistill.training import Step
 from indistill.validation import Validation, build_label_figure, build_neighbour_figure, describe_held_out
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `run_compress` begins with, checked; nothing is written yet.
+
+    Attributes:
+        distillation: what is distilled into what.
+        terms: of the embedding's loss.
+    """
+
+    distillation: Distillation
+    terms: tuple[Term, ...]
 
 
 def plan_curriculum(recipe: Recipe, stages: int, epochs: int | None) -> tuple[Phase, ...]:
@@ -52,24 +65,53 @@ def align_channels(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Re
     return choose_channels(pairing, images, criterion, seed=settings.seed)
 
 
-def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> None:
-    """Finds out whether `run_compress` can begin; nothing is written, and random numbers are as before.
+def prepare_compress(
+    pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings
+) -> Preparation:
+    """Returns what `run_compress` begins with, after a check that all of it can be trained; nothing is written.
 
     Raises:
         DataError: there are too few images.
         ModelError: the loss needs logits, and a network does not give them or not as many.
         StageError: a pair cannot be trained.
     """
-    with torch.random.fork_rng([settings.device] if settings.device.type == "cuda" else []):
-        make_batches(pixels, recipe, settings)
-        distillation = build_distillation(pairing, recipe, settings)
-        build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
+    make_batches(pixels, recipe, settings)
+    distillation = build_distillation(pairing, recipe, settings)
+    example = make_example(recipe, settings)
+    terms = build_terms(distillation, example, recipe.loss.options, classes=len(pixels.classes))
+    return Preparation(distillation, terms)
 
 
-def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> Path:
-    """Distils the teacher into the student and returns the run folder. Labels are used by a supervised loss alone.
+def check_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Recipe, settings: RunSettings) -> None:
+    """Finds out whether `prepare_compress` would work; random numbers are as before.
 
     Raises:
+        DataError: see `prepare_compress`, as for the others.
+        ModelError: as well.
+        StageError: as well.
+    """
+    with torch.random.fork_rng([settings.device] if settings.device.type == "cuda" else []):
+        prepare_compress(pairing, pixels, recipe, settings)
+
+
+def run_compress(
+    pairing: Pairing,
+    pixels: Pixels | StreamedPixels,
+    recipe: Recipe,
+    settings: RunSettings,
+    prepared: Preparation | None = None,
+) -> Path:
+    """Distils the teacher into the student and returns the run folder. Labels are used by a supervised loss alone.
+
+    Args:
+        pairing: teacher, student and their stages.
+        pixels: the images.
+        recipe: of the training.
+        settings: of the run.
+        prepared: what `prepare_compress` returned for these; default what it returns now.
+
+    Raises:
+        DataError: there are too few images.
         ExistsError: the folder exists.
         InputError: there is no such run to resume.
         ModelError: the loss needs logits, and a network does not give them or not as many.
@@ -77,13 +119,12 @@ def run_compress(pairing: Pairing, pixels: Pixels | StreamedPixels, recipe: Reci
         TrainingError: the loss is not finite.
     """
     phases = plan_curriculum(recipe, count_stages(pairing, recipe), settings.epochs)
-    distillation = build_distillation(pairing, recipe, settings)
-    terms = build_terms(distillation, make_example(recipe, settings), recipe.loss.options, classes=len(pixels.classes))
+    prepared = prepared or prepare_compress(pairing, pixels, recipe, settings)
     config = describe_compression(pairing, recipe, settings, phases)
     config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
     if on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
         print_pairing(pairing)
-        distil(distillation, terms, phases, pixels, recipe, settings, config)
+        distil(prepared.distillation, prepared.terms, phases, pixels, recipe, settings, config)
     return settings.out
 
 

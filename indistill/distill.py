@@ -75,8 +75,9 @@ class StageStep:
         teacher_tap = Tap(distillation.teacher, pair.teacher)
         self.network = Tap(distillation.student, pair.student).eval()
         name = f"{pair.teacher}:{pair.student}"
+        self.teacher = freeze(teacher_tap)
         with torch.no_grad():
-            teacher_shape = freeze(teacher_tap)(example).shape
+            teacher_shape = self.teacher(example).shape
             width = self.network(example).shape
         self.keep: Tensor | slice = slice(None)
         self.learnt: nn.Module = nn.Identity()
@@ -93,7 +94,7 @@ class StageStep:
         freeze_cancelled_biases(self.network.graph)
         if batch_statistics:
             use_batch_statistics(teacher_tap)
-        self.teacher = freeze(teacher_tap)
+            self.teacher = freeze(teacher_tap)
 
     def begin_epoch(self, epoch: int) -> None:
         """Does nothing: all epochs are alike."""

@@ -33,9 +33,8 @@ class SilentMonitor:
 
 
 class TrainingMonitor:
-    """One bar that says stage, loss, images/s and time left; a record in metrics.jsonl for each epoch.
-
-    Without a terminal, a line an epoch. Use it as a context.
+    """A line an epoch, below them on a terminal one bar that says stage, loss, images/s and time left; a record in
+    metrics.jsonl for each epoch. Use it as a context.
 
     Args:
         phases: the schedule.
@@ -108,10 +107,9 @@ class TrainingMonitor:
                 f"{self._log} cannot be written: {error.strerror}; make room, and go on with --resume"
             ) from error
         self._loggers.log(record)
-        if not self._console.is_terminal:
-            measured = "".join(f"  {name} {record[name]:.4f}" for name in FIGURES if name in record)
-            self._console.print(
-                f"epoch {record['epoch']}/{self._epochs}  {record['phase']}  loss {record['loss']:.4g}  "
-                f"{record['images_per_s']:,.0f} images/s{measured}",
-                markup=False,
-            )
+        measured = "".join(f"  {name} {record[name]:.4f}" for name in FIGURES if name in record)
+        self._console.print(
+            f"epoch {record['epoch']}/{self._epochs}  {record['phase']}  loss {record['loss']:.4g}  "
+            f"{record['images_per_s']:,.0f} images/s{measured}",
+            markup=False,
+        )

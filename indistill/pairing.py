@@ -14,7 +14,7 @@ from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import StageError
 from indistill.models.loading import Network
 from indistill.preprocess import Preprocessing
-from indistill.pruning import check_widths, measure_by, measure_energy, select_channels
+from indistill.pruning import check_widths, measure_energies, measure_stages, select_channels
 from indistill.stages import StagePair, check_node, list_nodes, summarise_nodes
 from indistill.trunk import Stage, describe_stages, find_stages
 
@@ -198,22 +198,26 @@ def choose_channels(pairing: Pairing, images: Tensor, criterion: Criterion, *, s
     Args:
         pairing: with its alignments.
         images: some normalised training images (N, 3, S, S), on the device of the teacher.
-        criterion: see `measure_by`.
+        criterion: see `measure_stages`.
         seed: of the criterion `random`.
 
     Raises:
         StageError: the criterion cannot be used for a stage, or a pair that the user named cannot be trained.
     """
-    stages, rows = [], []
-    teacher = pairing.teacher
-    for number, (pair, row) in enumerate(zip(pairing.stages, pairing.alignments, strict=True)):
+    teacher, nodes = pairing.teacher, [pair.teacher for pair in pairing.stages]
+    for pair, row in zip(pairing.stages, pairing.alignments, strict=True):
         check_widths(f"{pair.teacher}:{pair.student}", _make_shape(row.teacher), _make_shape(row.student))
-        importance = measure_by(criterion, teacher.module, pair.teacher, teacher.embedding, images, seed + number)
-        channels = select_channels(importance, row.student.channels)
-        energy = measure_energy(teacher.module, pair.teacher, channels, images)
-        stages.append(replace(pair, channels=tuple(channels.tolist())))
-        rows.append(replace(row, energy=energy))
-    return replace(pairing, stages=tuple(stages), alignments=tuple(rows))
+    if not nodes:
+        return pairing
+    measured = measure_stages(criterion, teacher.module, nodes, teacher.embedding, images, seed)
+    widths = [row.student.channels for row in pairing.alignments]
+    chosen = [select_channels(importance, width) for importance, width in zip(measured, widths, strict=True)]
+    energies = measure_energies(teacher.module, nodes, chosen, images)
+    return replace(
+        pairing,
+        stages=tuple(replace(p, channels=tuple(c.tolist())) for p, c in zip(pairing.stages, chosen, strict=True)),
+        alignments=tuple(replace(r, energy=energy) for r, energy in zip(pairing.alignments, energies, strict=True)),
+    )
 
 
 def _find_stages(network: Network, image_size: int, role: str) -> tuple[Stage, ...]:

@@ -29,9 +29,13 @@ def find_producers(network: nn.Module, node: str, image_size: int) -> tuple[Prod
     Raises:
         StageError: there are none, as where channels are shuffled on the way.
     """
-    recording = Recording(network, image_size)
+    return follow_channels(Recording(network, image_size), node)
+
+
+def follow_channels(recording: Recording, node: str) -> tuple[Producer, ...]:
+    """Returns what `find_producers` does, of a run of the network that is there already."""
     function = recording.find_function(node)
-    grid = None if function is None else read_grid(read_shape(function), image_size)
+    grid = None if function is None else read_grid(read_shape(function), recording.image_size)
     width = read_shape(function)[1] if grid is None and function is not None else (grid or (0, 0))[0]
     found = None if function is None else _follow(recording, function, width, None)
     if found is None:

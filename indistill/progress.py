@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,23 @@ def make_console() -> Console:
 def silence_output() -> None:
     """Makes all that this process prints go nowhere: of several that train together, the first one prints."""
     sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
+
+
+@contextmanager
+def show_status(what: str) -> Iterator[None]:
+    """Says on a terminal what is being done as long as it is; elsewhere in a line, if it takes over ten seconds."""
+    console = make_console()
+    if console.is_terminal:
+        with console.status(what):
+            yield
+        return
+    timer = threading.Timer(LINE_EVERY_S, lambda: console.print(f"{what} ...", markup=False))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -5,16 +5,18 @@ layer, so pruning is an index select on a tapped feature (InDistill, arXiv 2205.
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from indistill.criteria import Criterion
 from indistill.errors import StageError
-from indistill.producers import Producer, find_producers
+from indistill.producers import Producer, follow_channels
 from indistill.stages import Tap, freeze, to_map
 from indistill.taps import Taps
+from indistill.trunk import Recording
 
 BATCH_SIZE = 32
 
@@ -103,33 +105,35 @@ def measure_taylor(teacher: nn.Module, node: str, embedding: str, images: Tensor
 def measure_by(
     criterion: Criterion, teacher: nn.Module, node: str, embedding: str, images: Tensor, seed: int = 0
 ) -> Tensor:
-    """Returns the importance of each channel of a teacher's stage, (C,) float32.
+    """Returns the importance of each channel of a teacher's stage, (C,) float32; see `measure_stages`."""
+    return measure_stages(criterion, teacher, [node], embedding, images, seed)[0]
+
+
+def measure_stages(
+    criterion: Criterion, teacher: nn.Module, nodes: Sequence[str], embedding: str, images: Tensor, seed: int = 0
+) -> list[Tensor]:
+    """Returns the importance of each channel of some of a teacher's stages, (C,) float32 for each.
 
     Args:
         criterion: `l1`, `l2`, `fpgm` and `bn-scale` look at the layers that make the stage (see `find_producers`);
             `taylor` and `activation` at images; `random` at nothing.
         teacher: in any mode; never changed.
-        node: its stage.
+        nodes: its stages.
         embedding: node of its embedding, for `taylor`.
         images: normalised images (N, 3, S, S); for the other criteria only their size counts.
-        seed: of `random`.
+        seed: of `random`, for the first stage; each other one has the next.
 
     Raises:
-        StageError: the criterion cannot be used for this stage.
+        StageError: the criterion cannot be used for a stage.
     """
     if criterion == "activation":
-        return measure_activation(teacher, node, images)
+        return [measure_activation(teacher, node, images) for node in nodes]
     if criterion == "taylor":
-        return measure_taylor(teacher, node, embedding, images)
+        return [measure_taylor(teacher, node, embedding, images) for node in nodes]
     if criterion == "random":
-        with torch.inference_mode():
-            width = freeze(Tap(teacher, node))(images[:2]).shape[1]
-        return torch.rand(width, generator=torch.Generator().manual_seed(seed))
-    producers = find_producers(teacher, node, images.shape[-1])
-    measures = {"l1": measure_importance, "l2": measure_l2, "fpgm": measure_distances}
-    if criterion == "bn-scale":
-        return torch.cat([measure_scale(producer) for producer in producers])
-    return torch.cat([measures[criterion](producer.layer) for producer in producers])
+        return [_draw_importance(teacher, node, images, seed + number) for number, node in enumerate(nodes)]
+    recording = Recording(teacher, images.shape[-1])
+    return [_measure_producers(criterion, follow_channels(recording, node)) for node in nodes]
 
 
 def measure_energy(teacher: nn.Module, node: str, channels: Tensor, images: Tensor) -> float:
@@ -138,10 +142,52 @@ def measure_energy(teacher: nn.Module, node: str, channels: Tensor, images: Tens
     """
     tap = freeze(Tap(teacher, node))
     with torch.inference_mode():
-        energies = [_average_positions(tap(batch).double().square()).sum(0) for batch in _split_batches(images)]
-    energy = torch.stack(energies).sum(0)
-    total = float(energy.sum())
-    return float(energy[channels.to(energy.device)].sum()) / total if total else 0.0
+        energy = sum(_sum_squares(tap(batch), images.shape[-1]) for batch in _split_batches(images))
+    assert isinstance(energy, Tensor)
+    return _compute_share(energy, channels)
+
+
+def measure_energies(
+    teacher: nn.Module, nodes: Sequence[str], channels: Sequence[Tensor], images: Tensor
+) -> list[float]:
+    """Returns what `measure_energy` does for some stages with their channels, from one pass over the images where the
+    teacher is a graph.
+    """
+    taps = freeze(Taps(teacher, nodes))
+    assert isinstance(taps, Taps)
+    if not isinstance(taps.graph, fx.GraphModule):
+        return [measure_energy(teacher, node, kept, images) for node, kept in zip(nodes, channels, strict=True)]
+    run = _EnergyRun(taps.graph, images.shape[-1])
+    with torch.inference_mode():
+        for batch in _split_batches(images):
+            run.run(batch)
+    return [_compute_share(run.energies[node], kept) for node, kept in zip(taps.nodes, channels, strict=True)]
+
+
+class _EnergyRun(fx.Interpreter):
+    """Runs a graph, and adds up the squares of each of its outputs as it is made: what comes later may overwrite it.
+
+    Attributes:
+        energies: of each output by its name, (C,) float64.
+    """
+
+    def __init__(self, graph: fx.GraphModule, image_size: int) -> None:
+        super().__init__(graph)
+        self.energies: dict[str, Tensor] = {}
+        self._image_size = image_size
+        self._names: dict[fx.Node, list[str]] = {}
+        (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        for name, node in outputs.items():
+            self._names.setdefault(node, []).append(name)
+
+    def run_node(self, n: fx.Node) -> object:
+        """Returns the value of a node."""
+        value: object = super().run_node(n)
+        for name in self._names.get(n, ()):
+            assert isinstance(value, Tensor)
+            energy = _sum_squares(value, self._image_size)
+            self.energies[name] = self.energies[name] + energy if name in self.energies else energy
+        return value
 
 
 def select_channels(importance: Tensor, width: int) -> Tensor:
@@ -193,6 +239,29 @@ def align_sizes(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
         return teacher, student
     size = (min(teacher.shape[2], student.shape[2]), min(teacher.shape[3], student.shape[3]))
     return F.adaptive_avg_pool2d(teacher, size), F.adaptive_avg_pool2d(student, size)
+
+
+def _sum_squares(feature: Tensor, image_size: int) -> Tensor:
+    """Returns the squares of a stage's channels (C,) float64: the mean over positions, summed over images."""
+    return _average_positions(to_map(feature, image_size).double().square()).sum(0)
+
+
+def _compute_share(energy: Tensor, channels: Tensor) -> float:
+    total = float(energy.sum())
+    return float(energy[channels.to(energy.device)].sum()) / total if total else 0.0
+
+
+def _measure_producers(criterion: Criterion, producers: Sequence[Producer]) -> Tensor:
+    measures = {"l1": measure_importance, "l2": measure_l2, "fpgm": measure_distances}
+    if criterion == "bn-scale":
+        return torch.cat([measure_scale(producer) for producer in producers])
+    return torch.cat([measures[criterion](producer.layer) for producer in producers])
+
+
+def _draw_importance(teacher: nn.Module, node: str, images: Tensor, seed: int) -> Tensor:
+    with torch.inference_mode():
+        width = freeze(Tap(teacher, node))(images[:2]).shape[1]
+    return torch.rand(width, generator=torch.Generator().manual_seed(seed))
 
 
 def _average_positions(feature: Tensor) -> Tensor:

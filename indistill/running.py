@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indistill.checkpoint import Checkpoints
+from indistill.checkpoint import Checkpoints, read_position
 from indistill.config import Recipe
 from indistill.curriculum import Phase
 from indistill.data.batches import Batches
@@ -18,6 +18,7 @@ from indistill.models.weights import save_weights
 from indistill.monitor import SilentMonitor, TrainingMonitor
 from indistill.plan import print_schedule
 from indistill.processes import is_first
+from indistill.progress import make_console
 from indistill.report import write_training_report
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, remove_checkpoints
 from indistill.safety import explain_interruption
@@ -122,8 +123,12 @@ def _watch(
         yield SilentMonitor()
         return
     print_schedule(phases)
+    if settings.resume and read_position(settings.out / CHECKPOINT_FOLDER) is None:
+        make_console().print(
+            f"{settings.out} has no checkpoint: the training begins with the first epoch", markup=False
+        )
     with (
-        explain_interruption(),
+        explain_interruption(settings.out / CHECKPOINT_FOLDER, steps),
         open_loggers(settings.loggers, settings.out, config) as loggers,
         TrainingMonitor(phases, steps, settings.out / "metrics.jsonl", loggers) as monitor,
     ):

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from indistill.checkpoint import read_position
 from indistill.errors import TrainingError
-from indistill.progress import make_console
 
 GPU_CHECK_EVERY = 50  # reading a loss waits for the GPU
 
@@ -61,12 +62,21 @@ def explain_failure(batch_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def explain_interruption() -> Iterator[None]:
-    """Says on Ctrl-C how to go on."""
+def explain_interruption(checkpoints: Path, steps: int) -> Iterator[None]:
+    """Notes on Ctrl-C how to go on, for the line that `cli/main.py` prints.
+
+    Args:
+        checkpoints: the folder of the training's checkpoints.
+        steps: batches in an epoch.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        make_console().print("interrupted; the same command with --resume goes on from the last checkpoint")
+    except KeyboardInterrupt as error:
+        position = read_position(checkpoints)
+        if position is None:
+            error.add_note("there is no checkpoint yet: the same command with --resume begins with the first epoch")
+        else:
+            error.add_note(f"the same command with --resume goes on from epoch {position // steps + 1}")
         raise
 
 

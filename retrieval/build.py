@@ -16,7 +16,7 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import NewItem, edit_catalogue
 from indistill.retrieval.embed import EmbeddedImages, ImageFile, embed_files
-from indistill.retrieval.journal import open_journal
+from indistill.retrieval.journal import explain_interruption, open_journal
 from indistill.retrieval.segments import Ids, write_segment
 from indistill.retrieval.store import (
     CATALOGUE,
@@ -116,7 +116,7 @@ def build_index(
     check_index_output(out, overwrite=options.overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with lock_index(out, create=True), discard_unfinished(out):
+        with lock_index(out, create=True), discard_unfinished(out), explain_interruption(out / PENDING):
             check_index_output(out, overwrite=options.overwrite)  # another process may have been first
             with open_journal(out / PENDING, session.sha256, session.artefact.embedding_dim) as journal:
                 embedded = embed_files(

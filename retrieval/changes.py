@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from indistill.data.manifests import SUFFIXES as MANIFESTS
-from indistill.data.sets import FolderSet, ImageSet, SampledSet, locate_data
+from indistill.data.sets import FolderSet, ImageSet, SampledSet, locate_data, open_images
 from indistill.data.shards import is_shard_pattern
 from indistill.errors import InputError, describe_os_error
 from indistill.export.session import Embeddings
+from indistill.retrieval.build import list_labels
 from indistill.retrieval.catalogue import CatalogueItem, NewItem, is_text
 from indistill.retrieval.edit import Changes, Edit
 from indistill.retrieval.embed import embed_files, skip_name
-from indistill.retrieval.journal import Journal, open_journal
+from indistill.retrieval.journal import Journal, explain_interruption, open_journal
 from indistill.retrieval.opening import Location, apply_edit, change_index
 from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.selection import Selection, select_items
@@ -65,6 +66,7 @@ def sync_folder(
     folder: Location,
     images: str | ImageSet | None = None,
     *,
+    moved: bool = False,
     show: Progress = _show_nothing,
     workers: int | None = None,
 ) -> Changes:
@@ -76,24 +78,35 @@ def sync_folder(
     Args:
         folder: the index folder, or a collection of Milvus.
         images: what to follow; default what the index was built from.
+        moved: `images` is the gallery, which lies elsewhere now as a whole: its root becomes that place, and ids stay.
         show: opens a progress bar for a number of images.
         workers: threads that decode images; default one for each core.
 
     Raises:
         DataError: there are no images, perhaps because a folder is not mounted.
         IndexFolderError: the index cannot be used, or another process changes it.
-        InputError: it cannot be written, is a shard, or `images` cannot be followed.
+        InputError: it cannot be written, is a shard, `images` cannot be followed, or are not the gallery that moved.
     """
     if isinstance(folder, Path):
         refuse_shard(folder)
     with change_index(folder) as index:
-        source, own = _open_followed(index, images)
-        inside = PurePath() if own else PurePath(name_item(index.manifest.root, source.images.root, ""))
+        source, own = (_open_moved(images), True) if moved else _open_followed(index, images)
+        root = source.images.root
+        inside = PurePath() if own else PurePath(name_item(index.manifest.root, root, ""))
         below = {item.path: item for item in index.list_items() if _is_below(item.path, inside)}
         present = set(source.paths)
         gone = [item for path, item in below.items() if path not in present]
         known = below | index.find_paths([path for path in source.paths if path not in below])
-        return _take_in([source], known, gone, _Embedder(index, show, workers))
+        edit = Edit()
+        if moved:
+            _require_moved(index, root, len(below), len(below) - len(gone))
+            edit.place = root, locate_data(images) if isinstance(images, str) else NO_SOURCE
+        elif not own and not below and PurePath(index.manifest.root).is_absolute() and not index.root.is_dir():
+            raise InputError(
+                f"the gallery {index.root} is not there: if it has moved to {root} as a whole, add --moved; images "
+                "from elsewhere are added by 'index add'"
+            )
+        return _take_in([source], known, gone, _Embedder(index, show, workers), edit)
 
 
 def _open_followed(index: SearchIndex, images: str | ImageSet | None) -> tuple[Source, bool]:
@@ -108,11 +121,59 @@ def _open_followed(index: SearchIndex, images: str | ImageSet | None) -> tuple[S
         by_folder = images.root != root
         return describe_images(index, images, by_folder=by_folder), source == NO_SOURCE or not by_folder
     spec = images or source or root
+    if images is None and PurePath(spec).is_absolute() and not is_shard_pattern(spec) and not Path(spec).exists():
+        raise InputError(
+            f"the gallery {spec} is not there: mount it; if it has moved as a whole, give 'index sync INDEX IMAGES "
+            "--moved' with its place now as IMAGES"
+        )
+    _require_followed(spec)
+    followed = open_source(index, spec)
+    return followed, locate_data(spec) == (source or root)
+
+
+def _open_moved(images: str | ImageSet | None) -> Source:
+    """Returns the images of a gallery at its new place, with the paths and labels that a new build gives them."""
+    if images is None:
+        raise InputError("--moved: name the place where the gallery is now")
+    if isinstance(images, str):
+        _require_followed(images)
+        images = open_images(images)
+    if not PurePath(images.root).is_absolute():
+        raise InputError(f"--moved: '{images.root}' is no folder, to which a gallery could move")
+    return Source(images, images.names, list_labels(images))
+
+
+def _require_moved(index: SearchIndex, root: str, items: int, found: int) -> None:
+    """Raises InputError unless a folder has half of a gallery's images at their paths, and none is in the index twice.
+
+    Args:
+        index: of the gallery.
+        root: the folder.
+        items: number of the gallery's images in the index.
+        found: of these, how many have their paths in the folder.
+    """
+    _require_half(root, index, found, items, "at their paths")
+    paths = (item.path for item in index.list_items() if os.path.isabs(item.path))  # noqa: PTH117
+    twice = sum(_is_below(path, PurePath(root)) for path in paths)
+    if twice:
+        raise InputError(
+            f"the index {index.name} has {twice:,} images of {root} as images from elsewhere: give 'index remove INDEX "
+            f"--path {root}' first"
+        )
+
+
+def _require_half(root: str, index: SearchIndex, found: int, items: int, how: str) -> None:
+    if 2 * found < items:
+        raise InputError(
+            f"{root} has {found:,} of the {items:,} images of the gallery {index.root} {how}, fewer than half: "
+            "it is not where the gallery moved to as a whole"
+        )
+
+
+def _require_followed(spec: str) -> None:
     path = Path(spec)
     if not (path.is_dir() or (path.is_file() and path.suffix in (*MANIFESTS, ".tar")) or is_shard_pattern(spec)):
         raise InputError(f"{spec} is no folder, manifest or tar shard: 'index sync' follows one of these")
-    followed = open_source(index, spec)
-    return followed, locate_data(spec) == (source or root)
 
 
 def remove_items(folder: Location, selection: Selection) -> Changes:
@@ -202,6 +263,7 @@ def _take_in(
     known: Mapping[str, CatalogueItem],
     gone: Sequence[CatalogueItem],
     embedder: _Embedder,
+    edit: Edit | None = None,
 ) -> Changes:
     """Compares images with the items that have their paths, embeds what is new, and commits what comes of it.
 
@@ -210,13 +272,17 @@ def _take_in(
         known: the items of these paths, and of those that are gone.
         gone: items whose files are not there any more.
         embedder: of the index.
+        edit: what else becomes of the index.
     """
-    edit = Edit()
-    looked_at = [_find_changed(source, known, edit) for source in sources]
-    found = embedder.embed(list(zip(sources, looked_at, strict=True)), edit) if any(looked_at) else []
-    looked = {source.paths[p] for source, positions in zip(sources, looked_at, strict=True) for p in positions}
-    _settle(edit, found, [*gone, *(known[path] for path in sorted(looked & known.keys()))])
-    return apply_edit(embedder.index, edit)
+    edit = edit or Edit()
+    with explain_interruption(embedder.index.work / PENDING):
+        looked_at = [_find_changed(source, known, edit) for source in sources]
+        found = embedder.embed(list(zip(sources, looked_at, strict=True)), edit) if any(looked_at) else []
+        looked = {source.paths[p] for source, positions in zip(sources, looked_at, strict=True) for p in positions}
+        _settle(edit, found, [*gone, *(known[path] for path in sorted(looked & known.keys()))])
+        if edit.place is not None:  # other images may have the same names
+            _require_half(edit.place[0], embedder.index, len(known) - len(edit.removed), len(known), "unchanged")
+        return apply_edit(embedder.index, edit)
 
 
 def _find_changed(source: Source, known: Mapping[str, CatalogueItem], edit: Edit) -> list[int]:

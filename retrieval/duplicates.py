@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from indistill.errors import InputError
 from indistill.export.session import Embeddings
@@ -14,9 +12,7 @@ from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.protocol import SearchIndex
 
 Positions = NDArray[np.int64]
-NO_PAIRS: tuple[Positions, Positions] = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 BLOCK = 1024  # images compared with as many others at once
-MAX_PAIRS = 2**20  # that wait to be joined; more of one block are joined in a row
 ROUNDING = 1e-6  # of the cosine of two unit vectors in float32
 
 
@@ -26,7 +22,7 @@ class Duplicate:
 
     Attributes:
         item: as it is catalogued.
-        score: its cosine to the first image of the group. Pairs make chains: it may be less than the threshold.
+        score: its cosine to the first image of the group.
         copy_of: the id of the first image of the group with the same content, byte by byte; None for that one itself.
     """
 
@@ -38,10 +34,15 @@ class Duplicate:
 def find_duplicates(
     index: SearchIndex, threshold: float, on_progress: Callable[[int], None] = lambda _: None
 ) -> list[list[Duplicate]]:
-    """Returns the groups of images that pairs join, of equal content or with a cosine of the threshold at least.
+    """Returns the groups of images that have a cosine of the threshold at least to the first of their group.
+
+    Images are taken by rising id: each joins the first group whose first image it is like, or begins one of its own.
+    So no two of the first images and those without a group are near-duplicates: to keep these is to keep one of each.
+    Chains do not make a group: an image that is like a member, but not like the first, is not of it. Files of equal
+    content are always together.
 
     The largest group comes first, of equal ones that with the smallest id, and in each the ids rise. The memory is
-    that of the vectors, of a hash for each, of the groups' items, and of some millions of pairs.
+    that of the vectors, of a hash for each, and of the groups' items.
 
     Args:
         index: whose stored vectors are compared.
@@ -79,56 +80,50 @@ def group_vectors(
     on_progress: Callable[[int], None] = lambda _: None,
     block: int = BLOCK,
 ) -> list[Positions]:
-    """Returns the components of at least two rows of unit vectors (N, D), the largest first, positions rising.
+    """Returns the groups of at least two rows of unit vectors (N, D), the largest first, positions rising.
+
+    A row belongs to the first of the earlier rows that begin a group and have the threshold to it; else it begins one.
 
     Args:
         vectors: (N, D).
-        threshold: the cosine from which on two rows are joined.
-        copies: for each row (N,) another one, or itself, with which it is joined in any case.
+        threshold: the cosine that the members of a group have to its first row.
+        copies: for each row (N,) an earlier one whose group is its own in any case, or itself.
         on_progress: called with the number of rows just done.
         block: rows compared with as many others at once.
     """
     count = len(vectors)
-    joined = _Joined(count)
-    if copies is not None:
-        joined.add(np.arange(count), copies)
+    copies = np.arange(count) if copies is None else copies
+    firsts = np.arange(count)  # of each row's group
+    leaders = np.empty(0, dtype=np.int64)
     for start in range(0, count, block):
-        rows = vectors[start : start + block]
-        for other in range(start, count, block):
-            close = rows @ vectors[other : other + block].T >= threshold - ROUNDING
-            left, right = np.nonzero(close)
-            joined.add(left + start, right + other)
+        rows = np.arange(start, min(start + block, count))
+        left = rows[copies[rows] == rows]
+        for other in range(0, len(leaders), block):
+            some = leaders[other : other + block]
+            close = _are_close(vectors[left], vectors[some], threshold)
+            found = close.any(axis=1)
+            firsts[left[found]] = some[close[found].argmax(axis=1)]
+            left = left[~found]
+        close = _are_close(vectors[left], vectors[left], threshold)
+        free = np.ones(len(left), dtype=np.bool_)
+        for row in range(len(left)):
+            if free[row]:
+                joined = np.flatnonzero(close[row, row:] & free[row:]) + row
+                firsts[left[joined]] = left[row]
+                free[joined] = False
+        leaders = np.concatenate([leaders, left[firsts[left] == left]])
+        firsts[rows] = firsts[copies[rows]]
         on_progress(len(rows))
-    return joined.list_groups()
+    order = np.argsort(firsts, kind="stable")
+    _, starts, sizes = np.unique(firsts[order], return_index=True, return_counts=True)
+    groups = [order[start : start + size] for start, size in zip(starts, sizes, strict=True) if size > 1]
+    return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
-class _Joined:
-    """Rows joined by pairs. Of many pairs only what they join is kept: each row's component."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._waiting = count, 0
-        self._components: Positions = np.arange(count)
-        self._pairs: list[tuple[Positions, Positions]] = [NO_PAIRS]
-
-    def add(self, left: Positions, right: Positions) -> None:
-        distinct = left != right
-        self._pairs.append((left[distinct], right[distinct]))
-        self._waiting += int(distinct.sum())
-        if self._waiting > MAX_PAIRS:
-            self._join()
-
-    def list_groups(self) -> list[Positions]:
-        self._join()
-        order = np.argsort(self._components, kind="stable")
-        _, starts, sizes = np.unique(self._components[order], return_index=True, return_counts=True)
-        groups = [order[start : start + size] for start, size in zip(starts, sizes, strict=True) if size > 1]
-        return sorted(groups, key=lambda group: (-len(group), int(group[0])))
-
-    def _join(self) -> None:
-        left, right = (self._components[np.concatenate(side)] for side in zip(*self._pairs, strict=True))
-        graph = coo_array((np.ones(len(left), dtype=np.bool_), (left, right)), shape=(self._count, self._count))
-        self._components = connected_components(graph, directed=False)[1].astype(np.int64)[self._components]
-        self._pairs, self._waiting = [NO_PAIRS], 0
+def _are_close(vectors: Embeddings, others: Embeddings, threshold: float) -> NDArray[np.bool_]:
+    """Returns which of the vectors (A, D) have the threshold to which of others (B, D); (A, B)."""
+    close: NDArray[np.bool_] = vectors @ others.T >= threshold - ROUNDING
+    return close
 
 
 def _find_first_copies(index: SearchIndex) -> Positions:

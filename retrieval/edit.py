@@ -53,7 +53,10 @@ class Changes:
 
 @dataclass
 class Edit:
-    """What becomes of an index: items that go, items whose description changes, and new ones with vectors (N, D)."""
+    """What becomes of an index: items that go, items whose description changes, and new ones with vectors (N, D).
+
+    `place` is the new root and source of a gallery that moved as a whole, None where it did not.
+    """
 
     removed: list[int] = field(default_factory=list)
     replaced: list[CatalogueItem] = field(default_factory=list)
@@ -61,6 +64,11 @@ class Edit:
     vectors: list[Embeddings] = field(default_factory=list)
     skipped: list[SkippedImage] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    place: tuple[str, str] | None = None
+
+    def changes_anything(self) -> bool:
+        """Returns whether the index is another afterwards."""
+        return bool(self.removed or self.replaced or self.added or self.place)
 
 
 def apply_edit(index: Index, edit: Edit) -> Changes:
@@ -71,7 +79,7 @@ def apply_edit(index: Index, edit: Edit) -> Changes:
         InputError: it cannot be written, or nothing would be left in it.
     """
     manifest = index.manifest
-    if edit.removed or edit.replaced or edit.added:
+    if edit.changes_anything():
         manifest = _write_next(index, edit)
     if edit.added:
         (index.folder / PENDING).unlink(missing_ok=True)
@@ -111,7 +119,16 @@ def _write_next(index: Index, edit: Edit) -> Manifest:
         else:
             link_files(before, draft, [FAISS])
             kept.append(FAISS)
-        manifest = replace(manifest, items=items, segments=segments, skipped=len(edit.skipped), version=__version__)
+        root, source = edit.place or (manifest.root, manifest.source)
+        manifest = replace(
+            manifest,
+            items=items,
+            segments=segments,
+            skipped=len(edit.skipped),
+            version=__version__,
+            root=root,
+            source=source,
+        )
         return commit_generation(draft, manifest, {name: index.manifest.files[name] for name in kept})
 
 

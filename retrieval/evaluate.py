@@ -25,6 +25,10 @@ from indistill.retrieval.metrics import (
 from indistill.retrieval.ranks import rank_relevant
 
 Empty = Literal["skip", "zero", "error"]
+WITHOUT_CLASSES = (
+    "without classes, name what is alike with --queries and --ground-truth FILE, or see how close a student is to its "
+    "teacher by 'indistill report RUN'"
+)
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 
 
@@ -103,10 +107,12 @@ def make_task(gallery: LabelledVectors, queries: LabelledVectors, protocol: Prot
     )
     empty = list_empty(task)
     if len(empty) == np.count_nonzero(task.query_labels != JUNK):
-        if own is not None and classes:
-            raise DataError("every image is alone in its class: two images of a class at least are needed")
+        if not classes:
+            raise DataError(
+                f"the gallery has no classes: a sub-folder for each is needed, or labels; {WITHOUT_CLASSES}"
+            )
         if own is not None:
-            raise DataError("the gallery has no classes: a sub-folder for each is needed, or labels")
+            raise DataError("every image is alone in its class: two images of a class at least are needed")
         raise DataError("no query has a class of the gallery: both need a sub-folder for each class, of the same names")
     if protocol.empty == "error" and len(empty):
         first = f"{queries.names[empty[0]]} of class" if len(queries.names) else "class"

@@ -52,5 +52,7 @@ def bootstrap_means(values: Figures, resamples: int = RESAMPLES, seed: int = SEE
         with np.errstate(invalid="ignore"):  # where all that was drawn is NaN
             means[row] = (drawn @ filled) / (drawn @ present)
     tail = (1 - LEVEL) / 2
-    low, high = np.nanquantile(means, (tail, 1 - tail), axis=0)
+    low, high = np.full((2, values.shape[1]), np.nan)
+    some = present.any(axis=0)
+    low[some], high[some] = np.nanquantile(means[:, some], (tail, 1 - tail), axis=0)
     return low, high

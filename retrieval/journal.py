@@ -14,6 +14,13 @@ import numpy as np
 
 from indistill.export.session import Embeddings
 
+MAX_HEADER = 128
+
+
+def make_record(dimension: int) -> np.dtype[np.void]:
+    """Returns the type of a record."""
+    return np.dtype([("sha256", "V32"), ("vector", "<f4", (dimension,)), ("crc", "<u4")])
+
 
 class Journal(Mapping[str, Embeddings]):
     """The vectors (D,) of a model by the SHA-256 of the image file, kept in a file as they come.
@@ -22,7 +29,7 @@ class Journal(Mapping[str, Embeddings]):
     """
 
     def __init__(self, path: Path, model_sha256: str, dimension: int) -> None:
-        self._record = np.dtype([("sha256", "V32"), ("vector", "<f4", (dimension,)), ("crc", "<u4")])
+        self._record = make_record(dimension)
         self._vectors: dict[str, Embeddings] = {}
         header = f"indistill vectors {dimension} {model_sha256}\n".encode()
         content = path.read_bytes() if path.is_file() else b""
@@ -83,3 +90,34 @@ def open_journal(path: Path, model_sha256: str, dimension: int) -> Iterator[Jour
         journal.close()
         if not journal:
             path.unlink()
+
+
+def count_kept(path: Path, model_sha256: str | None = None) -> int:
+    """Returns how many embeddings the journal of a file holds, none where there is no such file.
+
+    Args:
+        path: of the journal.
+        model_sha256: of the model whose embeddings count; default of any.
+    """
+    try:
+        with path.open("rb") as stream:
+            header = stream.readline(MAX_HEADER)
+            kind, unit, dimension, owner = header.split()
+            wanted = (b"indistill", b"vectors", owner if model_sha256 is None else model_sha256.encode())
+            if (kind, unit, owner) != wanted:
+                return 0
+            return (os.fstat(stream.fileno()).st_size - len(header)) // make_record(int(dimension)).itemsize
+    except (OSError, ValueError):
+        return 0
+
+
+@contextmanager
+def explain_interruption(path: Path) -> Iterator[None]:
+    """Notes on Ctrl-C how many embeddings the journal of a file keeps, for the line that `cli/main.py` prints."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if kept := count_kept(path):
+            noun = "embedding is" if kept == 1 else "embeddings are"
+            error.add_note(f"{kept:,} {noun} kept: the same command goes on from there")
+        raise

@@ -69,6 +69,20 @@ class Task:
         counts: Ranks = np.where(self.query_labels >= 0, right - left, 0)
         return counts if self.own is None else counts - (counts > 0)
 
+    def expect_by_chance(self) -> Figures:
+        """Returns the average precision of each query that random orders of the gallery have in the mean; (Q,).
+
+        0 where nothing is relevant.
+
+        Reference: Bestgen 2015, "Exact Expected Average Precision of the Random Baseline for System Evaluation".
+        """
+        relevant = self.count_relevant()
+        count = int(np.count_nonzero(self.gallery_labels != JUNK)) - (self.own is not None)
+        harmonic = np.sum(1 / np.arange(1, count + 1))
+        expected = (harmonic + (relevant - 1) * (count - harmonic) / max(count - 1, 1)) / count
+        figures: Figures = np.where(relevant > 0, expected, 0.0)
+        return figures
+
 
 @dataclass(frozen=True)
 class QueryFigures:

@@ -5,6 +5,7 @@ Needs no torch.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -133,6 +134,30 @@ def verify_any(folder: Path, on_progress: Callable[[int], None] = lambda _: None
     found = [verify_index(shard, on_progress) for shard in shards]
     problems = (f"{shard.name}: {line}" for shard, part in zip(shards, found, strict=True) for line in part.problems)
     return Verification(tuple(problems), sum(part.files for part in found), sum(part.items for part in found))
+
+
+def count_outside(location: Location) -> int:
+    """Returns how many images of an index lie outside its gallery, with absolute paths.
+
+    Raises:
+        IndexFolderError: it is no index, is damaged, or cannot be reached.
+    """
+    from indistill.retrieval.catalogue import Catalogue
+    from indistill.retrieval.cluster.shards import list_shards
+    from indistill.retrieval.store import CATALOGUE, name_generation, read_generation
+    from indistill.retrieval.where import parse_where
+
+    outside = parse_where("path >= '/' and path < '0'")  # begins with a slash; Milvus has no such `like`
+    if isinstance(location, MilvusLocation):
+        with open_index(location) as index:
+            return len(index.find_ids(outside))
+
+    def count(folder: Path, manifest: "Manifest") -> int:
+        with Catalogue(name_generation(folder, manifest.generation) / CATALOGUE) as catalogue:
+            ((found,),) = catalogue.select(f"SELECT COUNT(*) FROM items WHERE {outside.sql}", outside.values)
+            return int(found)
+
+    return sum(read_generation(folder, partial(count, folder)) for folder in list_shards(location) or [location])
 
 
 @contextmanager

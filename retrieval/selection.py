@@ -99,7 +99,10 @@ def _list_folders(folder: str) -> list[str]:
 def _find_missing(index: SearchIndex) -> set[int]:
     """Returns the ids of images whose files are gone, or that are not in their shard or saved data set any more."""
     if not index.root.is_dir():
-        raise InputError(f"the gallery {index.root} is not there: mount it, or name images by --path, --id or --where")
+        raise InputError(
+            f"the gallery {index.root} is not there: mount it, or name images by --path, --id or "
+            "--where; if it has moved as a whole, 'index sync INDEX IMAGES --moved' tells where it is now"
+        )
     containers: dict[str, str | None] = {}  # by folder
     contents: dict[str, set[str]] = {}  # by container
     missing = set()

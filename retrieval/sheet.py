@@ -83,6 +83,11 @@ def render_sheet(rows: Sequence[SheetRow], root: Path, title: str = "Search") ->
     return page.render(title=title, style=Markup(STYLE), rows=render_rows(rows, root))
 
 
+def count_pictures(page: str) -> tuple[int, int]:
+    """Returns how many images a page of `render_sheet` has, and how many of them it does not show."""
+    return page.count("<figure "), page.count('<div class="missing">')  # in what is escaped there are no such signs
+
+
 def _make_query(query: Query, role: str) -> dict[str, str]:
     name = Path(query).name if isinstance(query, str | Path) else describe_query(query)
     image = "" if isinstance(query, int) else _encode(query)

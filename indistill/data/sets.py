@@ -171,10 +171,11 @@ def open_images(spec: str, *, root: Path | None = None, download: bool = False) 
     Raises:
         DataError: the spec names nothing, or what cannot be read.
     """
-    from indistill.data.named import SPLITS, open_named
+    from indistill.data.named import open_named
     from indistill.data.shards import is_shard_pattern, open_shards
     from indistill.data.urls import is_url, open_url
 
+    check_data_spec(spec)
     path = Path(spec)
     if path.exists():
         return _open_path(path, spec)
@@ -182,6 +183,16 @@ def open_images(spec: str, *, root: Path | None = None, download: bool = False) 
         return open_url(spec)
     if is_shard_pattern(spec):
         return open_shards(spec)
+    return open_named(spec, root or Path("~/.cache/indistill").expanduser(), download=download)
+
+
+def check_data_spec(spec: str) -> None:
+    """Raises DataError if a data spec names neither what exists nor a data set; nothing is read."""
+    from indistill.data.named import SPLITS
+    from indistill.data.shards import is_shard_pattern
+
+    if Path(spec).exists() or is_shard_pattern(spec):
+        return
     name, _, split = spec.partition("/")
     if name not in SPLITS:
         raise DataError(
@@ -191,7 +202,6 @@ def open_images(spec: str, *, root: Path | None = None, download: bool = False) 
     if split not in SPLITS[name]:
         accepted = ", ".join(f"{name}/{known}" if known else name for known in SPLITS[name])
         raise DataError(f"data '{spec}': {name} has no split '{split}'; use {accepted}")
-    return open_named(spec, root or Path("~/.cache/indistill").expanduser(), download=download)
 
 
 def _open_path(path: Path, spec: str) -> ImageSet:

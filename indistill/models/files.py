@@ -1,4 +1,4 @@
-"""The user's own Python file as a module: a file by itself, or one of a package."""
+"""The user's own files: of weights, and Python files as modules, each by itself or of a package. Needs no torch."""
 
 import hashlib
 import importlib
@@ -11,7 +11,16 @@ from types import ModuleType
 
 from indistill.errors import ModelError, describe_error
 
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 PREFIX = "indistill_file_"  # of the module's name, so that a file may have the name of any package
+
+
+def check_weights_file(path: Path) -> None:
+    """Raises ModelError unless there is a file that weights can be read from, by its name."""
+    if not path.is_file():
+        raise ModelError(f"weights: there is no file {path}")
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise ModelError(f"weights: {path} has the suffix '{path.suffix}'; .safetensors, .pt, .pth and .bin are read")
 
 
 def import_file(path: Path, spec: str) -> ModuleType:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError, ModelError
+from indistill.models.files import check_weights_file
 
 MISMATCHES_SHOWN = 3
 
@@ -23,15 +24,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: no such file, another suffix, a damaged file, or a pickle that holds more than tensors.
     """
-    if not path.is_file():
-        raise ModelError(f"weights: there is no file {path}")
+    check_weights_file(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
             raise ModelError(f"weights: {path} is not a safetensors file ({error})") from error
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        raise ModelError(f"weights: {path} has the suffix '{path.suffix}'; .safetensors, .pt, .pth and .bin are read")
     try:
         with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused or harmless
             loaded = torch.load(path, map_location="cpu", weights_only=True)

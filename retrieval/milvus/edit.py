@@ -26,7 +26,7 @@ def apply_edit(index: MilvusIndex, edit: Edit) -> Changes:
         IndexFolderError: Milvus cannot be reached.
         InputError: nothing would be left.
     """
-    if edit.removed or edit.replaced or edit.added:
+    if edit.changes_anything():
         if index.manifest.items - len(edit.removed) + len(edit.added) < 1:
             raise InputError(f"nothing would be left in {index.name}; to be rid of it, drop the collection in Milvus")
         connection = index.connection
@@ -40,8 +40,11 @@ def apply_edit(index: MilvusIndex, edit: Edit) -> Changes:
                 for i, item in zip(choose_ids(index, edit.added), edit.added, strict=True)
             ]
             upsert_items(connection, items, np.stack(edit.vectors))
-        generation = index.state.generation + 1
-        write_collection_state(connection, replace(index.state, generation=generation, version=__version__))
+        root, source = edit.place or (index.state.root, index.state.source)
+        state = replace(
+            index.state, generation=index.state.generation + 1, version=__version__, root=root, source=source
+        )
+        write_collection_state(connection, state)
         index.refresh()
     if edit.added:
         (index.work / PENDING).unlink(missing_ok=True)

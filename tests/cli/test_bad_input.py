@@ -151,9 +151,18 @@ def test_a_query_whose_name_is_not_utf8_is_no_failure_of_ours(places: Places, op
 UNLABELLED = {
     "train": (TRAIN.replace("{gallery}", "{loose}"), "no classes; train needs a sub-folder"),
     "train, one class": (TRAIN.replace("{gallery}", "{gallery}/one"), "no classes; train needs a sub-folder"),
-    "evaluate an index": ("evaluate {index} --queries {loose}", "no classes; evaluate needs a sub-folder"),
-    "evaluate, queries": (EVALUATE.replace("{queries}", "{loose}"), "no classes; evaluate needs a sub-folder"),
-    "evaluate, gallery": (EVALUATE.replace("{gallery}", "{loose}"), "no classes; evaluate needs a sub-folder"),
+    "evaluate an index": (
+        "evaluate {index} --queries {loose}",
+        "no classes; evaluate without --ground-truth needs a sub-folder",
+    ),
+    "evaluate, queries": (
+        EVALUATE.replace("{queries}", "{loose}"),
+        "no classes; evaluate without --ground-truth needs a sub-folder",
+    ),
+    "evaluate, gallery": (
+        EVALUATE.replace("{gallery}", "{loose}"),
+        "no classes; evaluate without --ground-truth needs a sub-folder",
+    ),
     "evaluate, other classes": ("evaluate {index} --queries digits/test", "no query has a class of the gallery"),
 }
 
@@ -184,7 +193,10 @@ SPECS = {
     "nearest name of timm's": ("timm:resnet19", "timm has no model 'resnet19'. Did you mean 'resnet18'?"),
     "nearest name of torchvision's": ("torchvision:resnet19", "torchvision has no model 'resnet19'. Did you mean"),
     "nearest prefix": ("papr:cnn-s", "no Python package 'papr' is installed; use paper:NAME", "mean 'paper'?"),
-    "prefix forgotten": ("resnet18", "'resnet18' is not a model spec; use paper:NAME", "mean 'paper:resnet18'?"),
+    "prefix forgotten": ("resnet18", "'resnet18' is not a model spec; use paper:NAME", "Or 'paper:resnet18'?"),
+    "zoo forgotten": ("resnet50", "Did you mean 'timm:resnet50' or 'torchvision:resnet50'?"),
+    "folder that is not there": ("runs/teacher", "is not a model spec, and there is no folder runs/teacher; use"),
+    "argument misspelt": ("timm:resnet18?pretraind=true", "argument 'pretraind'. Did you mean 'pretrained'?"),
     "folder that is no run": ("{gallery}", "is a folder without config.yaml; use paper:NAME"),
     "argument unknown": ("paper:cnn-s?width=3", "could not be built with", "unexpected keyword argument 'width'"),
     "argument without a value": ("paper:cnn-s?width", "'width' is not of the form name=value"),
@@ -770,3 +782,16 @@ def test_a_damaged_image_among_the_queries_is_skipped_with_a_warning(places: Pla
 
 def read_records(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_weights_that_cannot_be_fetched_may_be_brought_as_a_file(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(places["here"] / "none"))
+    result = run_process(*fill(TRAIN.replace("paper:cnn-s", "timm:resnet18?pretrained=true"), places))
+    assert result.code == 2
+    line = result.err.splitlines()[-1]
+    assert line.startswith("indistill: error: the weights of 'timm:resnet18?pretrained=true' could not be fetched: ")
+    assert "bring them as a file: 'timm:resnet18' with --weights FILE (of 'compress': --teacher-weights FILE" in line
+    assert len(result.err.splitlines()) == 2  # and that they are fetched

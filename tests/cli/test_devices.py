@@ -95,7 +95,7 @@ def test_ctrl_c_ends_all_processes(places: Places) -> None:
     os.killpg(running.pid, signal.SIGINT)
     result = finish(running, processes)
     assert result.code == 130, result.err
-    assert result.err.count("interrupted; the same command with --resume") == 1
+    assert result.err.count("the same command with --resume") == 1
     assert "error" not in result.err
 
 

@@ -180,7 +180,7 @@ def test_ground_truth_is_measured_in_three_setups_and_by_what_is_returned(places
         assert by_model["cosine"][name] == pytest.approx(value, abs=1e-3)
     result = run(places, f"{{index}} {line} --depth 3")
     assert "map_medium" in result.out
-    assert result.err == "19 queries; 1 without ground truth were skipped\n"
+    assert result.err == "19 queries; 1 without ground truth was skipped\n"
 
 
 def test_ground_truth_needs_no_classes(places: Places) -> None:
@@ -192,6 +192,36 @@ def test_ground_truth_needs_no_classes(places: Places) -> None:
     skipped, zero = read(places, line), read(places, f"{line} --empty zero")
     assert skipped["cosine"]["map_hard"] == 2 * zero["cosine"]["map_hard"]  # one of two queries has no hard image
     assert zero["cosine"]["mp@1_easy"] == 0.5
+
+
+def test_a_setup_without_any_positive_image_is_a_dash_and_no_warning(places: Places) -> None:
+    names = [path.name for path in list_files(places["loose"])]
+    places["truth"] = places["here"] / "truth.json"
+    places["truth"].write_text(json.dumps({names[0]: {"easy": [names[1]]}}), encoding="utf-8")
+    result = run(places, "--model {model} --gallery {loose} --queries {loose} --ground-truth {truth}")
+    (line,) = [line for line in result.out.splitlines() if "map_hard" in line]
+    assert line.split() == ["map_hard", "-", "-"]
+    assert result.err == f"1 query; {len(names) - 1} without ground truth were skipped\n"
+
+
+def test_what_works_without_classes_is_said(places: Places, refuse: Refuse) -> None:
+    succeed(*fill("index build {loose} --model {model} --out {here}/bare", places))
+    shown = ("without classes, name what is alike with --queries and --ground-truth FILE", "'indistill report RUN'")
+    refuse("evaluate {here}/bare", "name either --queries", *shown)
+    refuse("evaluate {here}/bare --leave-one-out", "the gallery has no classes", *shown)
+    refuse("evaluate {here}/bare --queries {queries}", "the gallery has no classes", *shown)
+    refuse("evaluate {index} --queries {loose}", "has no classes; evaluate without --ground-truth needs")
+
+
+def test_the_table_has_the_chance_level_and_unit_vectors_once(places: Places) -> None:
+    result = run(places, "{index} --queries {queries}")
+    lines = [line.split() for line in result.out.splitlines() if line.strip()]
+    assert lines[0] == ["percent", "cosine", "=", "euclidean", "95", "%"]
+    (chance,) = [words[-1] for words in lines if words[:3] == ["map,", "by", "chance"]]
+    harmonic = sum(1 / i for i in range(1, 41))  # 8 of 40 images are relevant to each query
+    assert float(chance) == pytest.approx(100 * (harmonic + 7 * (40 - harmonic) / 39) / 40, abs=0.005)
+    network = run(places, "--model {teacher} --gallery {gallery} --queries {queries}").out
+    assert network.split()[:7] == ["percent", "cosine", "95", "%", "euclidean", "95", "%"]
 
 
 def test_the_page_holds_tables_and_pictures_of_the_best_and_the_worst_queries(places: Places, copy: Copy) -> None:

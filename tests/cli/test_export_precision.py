@@ -11,7 +11,8 @@ from PIL import Image
 
 from indistill.export import verify
 from indistill.export.verdict import TimedFile, give_verdict
-from tests.cli.calls import assert_refused, run_cli, snapshot, succeed
+from tests.cli.calls import MAIN, assert_refused, run_cli, run_process, snapshot, succeed
+from tests.cli.files import write_digits
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +163,34 @@ def test_the_gates_look_at_no_more_images_than_asked_for(workspace: dict[str, Pa
     (file,) = json.loads(succeed("export", workspace["run"], *arguments, "--precision", "int8").out)["files"]
     assert file["verification"]["images"] == 40
     assert file["quantisation"]["images"] == 256
+
+
+def test_the_verdict_of_a_file_that_finds_more_says_so() -> None:
+    better = replace(make_int8(2.8, 2.6, 2.9), drop=-0.0007)
+    assert "with 0.25 of its size, and gains 0.0007 of map; " in give_verdict([FULL, better])
+    assert "and loses 0.0000 of map; " in give_verdict([FULL, replace(better, drop=-0.00001)])
+
+
+def test_an_image_that_is_skipped_twice_is_named_once(workspace: dict[str, Path], tmp_path: Path) -> None:
+    images = write_digits(tmp_path / "images", 0, 15)
+    (sorted(images.iterdir())[0] / "broken.png").write_bytes(b"none")
+    arguments = ["--onnx", "--out", tmp_path / "q.onnx", "--precision", "int8", "--data", images]
+    result = run_cli("export", workspace["run"], *arguments, "--calibrate", images)
+    assert result.err.count("1 image was skipped") == 1
+    assert "128 readable images at least, not 75" in result.err  # both were read
+
+
+def test_ctrl_c_says_which_files_were_written(workspace: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ["export", workspace["run"], "--onnx", "--out", tmp_path / "q.onnx", "--data", "digits/train"]
+    interrupt = "import indistill.export.onnx as onnx, os, signal; write = onnx.Exporter.write\n"
+    before = "def stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)\n"
+    after = "def stop(*given, **options): onnx.Exporter.write = cut; return write(*given, **options)\n"
+    first = run_process(*arguments, code=f"{interrupt}{before}onnx.Exporter.write = stop\n{MAIN}")
+    assert (first.code, first.out) == (130, "")
+    assert first.err.endswith("interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
+    cut = before.replace("stop", "cut")
+    second = run_process(
+        *arguments, "--precision", "all", code=f"{interrupt}{cut}{after}onnx.Exporter.write = stop\n{MAIN}"
+    )
+    assert second.err.endswith(f"interrupted; {tmp_path / 'q.onnx'} was written, and no other\n"), second.err

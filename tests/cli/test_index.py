@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from indistill.export.session import EmbeddingSession
-from tests.cli.calls import assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
+from tests.cli.calls import MAIN, assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
 from tests.cli.files import list_files, write_digits
 
 Places = dict[str, Path]
@@ -39,6 +39,18 @@ def test_a_folder_is_followed_and_the_counts_are_printed(own: Places) -> None:
     assert counts["skipped"] == []
 
 
+def test_a_gallery_that_was_renamed_is_followed_at_its_new_place(own: Places) -> None:
+    found = succeed(*fill("search {living} {query}", own)).out
+    own["new"] = own["mine"].rename(own["here"] / "renamed")
+    assert_refused(run_cli(*fill("index sync {living}", own)), "mine is not there: mount it", "--moved")
+    assert_refused(run_cli(*fill("index sync {living} {new}", own)), "as a whole, add --moved")
+    result = succeed(*fill("index sync {living} {new} --moved", own))
+    assert result.out == f"{own['living']}: 20 unchanged; 20 images, generation 2\n"
+    assert result.err == f"the gallery is {own['new']} now\n"
+    assert succeed(*fill("search {living} {query}", own)).out == found
+    assert succeed(*fill("index sync {living}", own)).out.startswith(f"{own['living']}: 20 unchanged")
+
+
 def test_images_are_added_and_removed(own: Places) -> None:
     extra = write_digits(own["here"] / "extra", 8, 2)
     assert change(own, "add {living} {here}/extra")["added"] == 10
@@ -50,6 +62,22 @@ def test_images_are_added_and_removed(own: Places) -> None:
     shutil.rmtree(extra)
     assert change(own, "remove {living} --missing")["items"] == 18
     assert "whole" in succeed(*fill("index verify {living}", own)).out
+
+
+def test_info_tells_of_images_outside_the_gallery(own: Places) -> None:
+    assert "outside" not in succeed(*fill("index info {living}", own)).out
+    write_digits(own["here"] / "extra", 8, 2)
+    succeed(*fill("index add {living} {here}/extra", own))
+    lines = succeed(*fill("index info {living}", own)).out.splitlines()
+    assert lines[-1] == "outside 10 images lie outside the gallery: 'index sync' leaves them alone"
+    assert "outside" not in json.loads(succeed(*fill("index info {living} --json", own)).out)
+
+
+def test_delete_is_answered_by_remove(own: Places) -> None:
+    before = snapshot(own["living"])
+    for line in ("index delete", "index delete {living} --id 3"):
+        assert_refused(run_cli(*fill(line, own)), "there is no 'index delete': 'index remove' takes images out")
+    assert snapshot(own["living"]) == before
 
 
 def test_a_damaged_index_is_found_and_mended(own: Places) -> None:
@@ -192,3 +220,30 @@ def test_bytes_that_are_no_text_in_names_are_printed_escaped(own: Places) -> Non
     assert (result.code, "1 image was skipped" in result.err) == (0, True), result.err
     assert "\\udcff/gallery" in result.out
     assert_refused(run_process("index", "verify", own["here"] / bad / "index"), "its path is not valid UTF-8")
+
+
+def test_ctrl_c_tells_what_is_kept_and_the_next_build_goes_on(own: Places) -> None:
+    line = "index build {mine} --model {model} --out {out}"
+    code = "from indistill.retrieval import embed; embed.BATCH_SIZE = 4; " + MAIN
+    interrupt = (
+        "import os, signal; from indistill.retrieval.journal import Journal; keep = Journal.keep\n"
+        "def stop(*given): keep(*given); os.kill(os.getpid(), signal.SIGINT)\n"
+        "Journal.keep = stop\n"
+    )
+    cut = run_process(*fill(line, own), code=interrupt + code)
+    assert (cut.code, cut.out) == (130, "")
+    assert cut.err == "interrupted; 4 embeddings are kept: the same command goes on from there\n"
+    done = succeed(*fill(line, own))
+    assert done.err == "going on: 4 embeddings of a command that was cut off are kept\n"
+    assert "20 images" in done.out
+    assert succeed(*fill(line + " --overwrite", own)).err == ""
+
+
+def test_ctrl_c_of_a_command_that_keeps_nothing_is_a_word(own: Places) -> None:
+    interrupt = (
+        "import os, signal; from indistill.retrieval.index import Index\n"
+        "def stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)\n"
+        "Index.search = stop\n"
+    )
+    cut = run_process(*fill("search {living} {query}", own), code=interrupt + MAIN)
+    assert (cut.code, cut.out, cut.err) == (130, "", "interrupted\n")

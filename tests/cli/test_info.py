@@ -184,3 +184,17 @@ def test_an_index_cannot_be_built_with_an_operator_that_does_not_exist(places: P
     shutil.copyfile(places["model"], places["here"] / "other.onnx")
     spoil(places["model"], places["here"] / "other.onnx", lambda model: setattr(model.graph.node[0], "op_type", "No"))
     refuse(LINES["index build"], "is not an ONNX file that can be run")
+
+
+def test_a_run_in_place_of_a_file_says_which_file_is_meant(places: Places, refuse: Refuse, copy: Copy) -> None:
+    run = copy("run")
+    refuse(
+        "info {copied_run}",
+        "{copied_run} is a folder, and an ONNX file is needed: in it lies {copied_run}/student.onnx",
+    )
+    shutil.copy(run / "student.onnx", run / "student_int8.onnx")
+    line = "index build {gallery} --out {out} --model {copied_run}"
+    refuse(line, "in it lie {copied_run}/student.onnx, {copied_run}/student_int8.onnx")
+    for file in run.glob("*.onnx"):
+        file.unlink()
+    refuse("info {copied_run}", "'indistill export {copied_run} --onnx' writes one")

@@ -30,6 +30,19 @@ WITHOUT_TORCH = {
     "evaluate INDEX --html": "evaluate {index} --leave-one-out --gallery {gallery} --also {model} --html {out}",
     "evaluate an ONNX file": "evaluate --model {model} --gallery {gallery} --queries {queries}",
 }
+COMPRESS = "compress --teacher {teacher} --data {loose} --out {out}"
+REFUSED_AT_ONCE = {
+    "data of compress": COMPRESS.replace("{loose}", "{none}"),
+    "data of train": "train --model paper:cnn-s --data digits/trian --out {out}",
+    "data of export": "export {run} --onnx --data {none}",
+    "recipe": f"{COMPRESS} --recipe digit",
+    "a key of the recipe": f"{COMPRESS} --set optimizer.lr=1",
+    "teacher": COMPRESS.replace("{teacher}", "{none}"),
+    "network of the paper": "train --model paper:cnn-q --data {loose} --out {out}",
+    "student's file": f"{COMPRESS} --student {{none}}.py:build",
+    "weights": f"{COMPRESS} --teacher-weights {{none}}.pt",
+    "run of export": "export {none} --onnx",
+}
 HELP_PAGES = ["--help", "compress --help", "index build --help"]
 
 
@@ -48,8 +61,15 @@ def test_a_command_of_deployment_does_not_import_torch(places: Places, line: str
 
 
 def test_the_check_for_torch_can_fail(places: Places) -> None:
-    _, imported = run_and_list_imports("train --model paper:cnn-q --data {loose} --out {out}", places)
+    _, imported = run_and_list_imports("train --model timm:resnet19 --data {loose} --out {out}", places)
     assert "torch" in imported
+
+
+@pytest.mark.parametrize("line", REFUSED_AT_ONCE.values(), ids=REFUSED_AT_ONCE)
+def test_what_is_cheap_to_find_out_is_refused_before_torch_is_imported(places: Places, line: str) -> None:
+    result, imported = run_and_list_imports(line, places)
+    assert result.code == 2, result.err
+    assert imported.isdisjoint({"torch", "torchvision", "timm"})
 
 
 @pytest.mark.parametrize("line", HELP_PAGES)

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from indistill.cli.closeness import FIGURES as LABELS
+from indistill.cli.closeness import find_shortfall
 from tests.cli.calls import assert_refused, fill, run_cli, snapshot, succeed
 from tests.cli.files import list_files, write_digits
 
@@ -214,3 +216,50 @@ def test_a_run_that_is_not_there_or_not_complete_is_refused(places: Places, copy
     assert_refused(run_cli("report", run), f"{run / 'metrics.jsonl'} is missing or damaged")
     (run / "student.safetensors").unlink()
     assert_refused(run_cli("report", run), f"{run} is not complete")
+
+
+def test_compress_ends_with_the_figures_and_names_the_page(places: Places) -> None:
+    places["data"] = places["gallery"]
+    result = succeed(*fill(COMPRESS, places))
+    assert result.out == f"{places['out']}\n"
+    figures = read_closeness(places["out"])
+    rows = [re.split(r"\s{2,}", line.strip()) for line in result.err.splitlines()]
+    for name, label in LABELS.items():
+        assert [label, *(f"{figures[column][name]:.4f}" for column in ("student", "untrained", "moved"))] in rows
+    assert f"wrote {places['out'] / 'report.html'}" in result.err.splitlines()
+    assert "Retrieval, by labels" not in result.err
+
+
+def spoil_closeness(run: Path) -> None:
+    figures = read_closeness(run)
+    figures["student"], figures["untrained"] = figures["untrained"], figures["student"]
+    (run / "closeness.json").write_text(json.dumps(figures), encoding="utf-8")
+
+
+def test_a_student_that_is_no_closer_than_an_untrained_one_is_warned_of(places: Places, copy: Copy) -> None:
+    run = copy("run")
+    warning = "warning: the student is no closer to its teacher than an untrained network of its kind"
+    export = ("export", run, "--onnx", "--out", places["here"] / "a.onnx", "--data", places["loose"])
+    assert warning not in succeed(*export).err
+    spoil_closeness(run)
+    assert succeed(*export, "--overwrite").err.count(warning) == 1
+    line = "compress --teacher {teacher} --student paper:cnn-s --data digits/train --recipe digits --epochs 5 --resume"
+    assert warning in succeed(*fill(f"{line} --out {run}", places)).err
+    assert warning not in succeed("report", run).err
+
+
+@pytest.mark.parametrize(
+    ("better", "closer"),
+    [
+        (set(), False),
+        ({"neighbour_overlap"}, True),
+        ({"rank_correlation", "linear_cka", "cosine_difference"}, False),
+        ({"rank_correlation", "linear_cka", "cosine_difference", "mapped_cosine"}, True),
+    ],
+)
+def test_a_student_is_closer_by_its_neighbours_or_by_most_figures(better: set[str], closer: bool) -> None:
+    lower = {"cosine_difference"}
+    student = {name: 0.4 + 0.2 * ((name in better) != (name in lower)) for name in FIGURES}
+    untrained = dict.fromkeys(FIGURES, 0.5)
+    assert (find_shortfall({"student": student, "untrained": untrained}) is None) is closer
+    assert find_shortfall({"student": untrained, "untrained": untrained}) is not None

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from indistill.hashing import hash_file
-from tests.cli.calls import assert_refused, fill, run_cli, snapshot, succeed
+from tests.cli.calls import MAIN, assert_refused, fill, run_cli, run_process, snapshot, succeed
 
 Refuse = Callable[..., None]
 Copy = Callable[[str], Path]
@@ -184,3 +184,50 @@ def test_every_kind_of_curriculum_is_trained_as_printed(places: Places, kind: st
         }[kind]
     )
     assert all(phase in result.err for phase in phases)
+
+
+STOP = "import os, signal\ndef stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)\n"
+
+
+def test_ctrl_c_before_a_run_begins_says_that_nothing_was_written(places: Places) -> None:
+    code = f"{STOP}import indistill.devices as place\nplace.start_processes = stop\n{MAIN}"
+    for line in (TRAIN, COMPRESS):
+        cut = run_process(*fill(line + " --out {out}", places), code=code)
+        assert (cut.code, cut.out, cut.err) == (130, "", "interrupted; nothing was written\n")
+    assert not places["out"].exists()
+
+
+def test_ctrl_c_in_a_training_says_from_where_resume_goes_on_and_it_does(places: Places) -> None:
+    code = f"{STOP}from indistill.monitor import TrainingMonitor as monitor\n"
+    line = COMPRESS + " --out {out} --checkpoint-every 0"
+    first = run_process(*fill(line, places), code=f"{code}monitor.report_batch = stop\n{MAIN}")
+    assert first.code == 130
+    begins = "there is no checkpoint yet: the same command with --resume begins with the first epoch"
+    assert first.err.splitlines()[-1] == f"interrupted; {begins}"
+    second = run_process(*fill(line + " --resume", places), code=f"{code}monitor.report_epoch = stop\n{MAIN}")
+    assert f"{places['out']} has no checkpoint: the training begins with the first epoch" in second.err
+    assert second.err.splitlines()[-1] == "interrupted; the same command with --resume goes on from epoch 2"
+    third = succeed(*fill(line + " --resume", places))
+    assert "going on after 1 of 5 epochs" in third.err
+    assert "no checkpoint" not in third.err
+    assert hash_file(places["out"] / "student.safetensors") == hash_file(places["run"] / "student.safetensors")
+
+
+def test_ctrl_c_while_the_student_is_measured_says_that_the_run_is_complete(places: Places) -> None:
+    code = f"{STOP}import indistill.cli.closeness as closeness\ncloseness.report_run = stop\n{MAIN}"
+    cut = run_process(*fill(COMPRESS + " --out {out}", places), code=code)
+    place = places["out"]
+    ends = f"interrupted; the run {place} is complete; 'indistill report {place}' measures how close the student is"
+    assert cut.err.splitlines()[-1] == ends
+
+
+def test_a_complete_run_is_measured_again_only_where_it_was_not(places: Places, copy: Copy) -> None:
+    folder = copy("run")
+    line = fill(f"{COMPRESS} --resume --out {folder}", places)
+    before = snapshot(folder)
+    assert "overlap of the 10 nearest neighbours" in succeed(*line).err
+    assert snapshot(folder) == before
+    figures = json.loads((folder / "closeness.json").read_text())
+    (folder / "closeness.json").write_text(json.dumps(figures | {"weights_sha256": "another"}))
+    succeed(*line)
+    assert snapshot(folder) == before

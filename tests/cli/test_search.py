@@ -112,8 +112,9 @@ def test_paths_are_relative_to_the_gallery_however_it_was_named(
 def test_text_has_a_line_for_each_hit(workspace: Places) -> None:
     (answer,) = search(workspace["index"], workspace["query"], "-k", 2)
     lines = succeed("search", workspace["index"], workspace["query"], "-k", 2).out.splitlines()
-    assert lines[0] == str(workspace["query"])
-    for line, hit in zip(lines[1:], answer["hits"], strict=True):
+    assert lines[0].split() == ["rank", "cosine", "id", "label", "path"]
+    assert lines[1] == str(workspace["query"])
+    for line, hit in zip(lines[2:], answer["hits"], strict=True):
         rank, score, number, label, path = line.split(maxsplit=4)
         assert (int(rank), int(number), label, path) == (hit["rank"], hit["id"], hit["label"], hit["path"])
         assert float(score) == pytest.approx(hit["score"], abs=1e-4)
@@ -194,7 +195,11 @@ def test_the_page_shows_an_image_that_is_gone_as_missing(places: Places, copy: C
     gallery = copy("gallery")
     succeed("index", "build", gallery, "--model", places["model"], "--out", places["here"] / "index")
     shutil.rmtree(gallery)
-    succeed("search", places["here"] / "index", places["query"], "-k", 3, "--html", places["out"])
+    result = succeed("search", places["here"] / "index", places["query"], "-k", 3, "--html", places["out"])
+    assert result.err == (
+        f"wrote {places['out']}\nwarning: 3 of the 4 images of the page are not shown: their files are not there, or "
+        "cannot be read\n"
+    )
     page = Page(places["out"].read_text(encoding="utf-8"))
     assert len(page.references) == 1
     assert [text for text in page.text if text == "no image"] == ["no image"] * 3

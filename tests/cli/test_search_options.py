@@ -308,6 +308,16 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -
         SearchOptions(**options)
 
 
+def test_a_search_that_finds_nothing_says_so(workspace: Places) -> None:
+    line = ("search", workspace["index"], workspace["query"], workspace["query"], "-k", 2)
+    impossible = "no image of the index meets the condition of --where\n"
+    for form in ("table", "json", "paths"):
+        assert succeed(*line, "--where", "path like '*one*'", "--format", form).err == impossible
+        assert succeed(*line, "--where", "path like '%one%'", "--format", form).err == ""
+    none = f"{workspace['query']}: no hits\n"
+    assert succeed(*line, "--threshold", 1, "--where", "label = 'one'").err == 2 * none
+
+
 def test_dedupe_lists_planted_copies_and_no_others(places: Places, index_of_copies: Path) -> None:
     result = succeed("dedupe", index_of_copies, "--threshold", 0.9999, "--json")
     (group,) = json.loads(result.out)["groups"]
@@ -317,7 +327,8 @@ def test_dedupe_lists_planted_copies_and_no_others(places: Places, index_of_copi
     assert [image["copy_of"] for image in group["images"]] == [None, *[1] * 6, None]
     images = read_manifest(index_of_copies).items
     assert result.err == (
-        f"1 group of near-duplicates: 8 of {images} images have a cosine of 0.9999 or more to another\n"
+        f"1 group of near-duplicates: 8 of {images} images, each with a cosine of 0.9999 (--threshold) or more to the "
+        "first of its group\n"
     )
 
 
@@ -326,10 +337,17 @@ def test_dedupe_finds_the_groups_of_brute_force(workspace: Places) -> None:
     close = vectors @ vectors.T
     threshold = float(np.sort(close[np.triu_indices(len(ids), 1)])[-12]) - 1e-4
     found = json.loads(succeed("dedupe", workspace["index"], "--threshold", threshold, "--json").out)["groups"]
-    reached = np.linalg.matrix_power((close >= threshold).astype(float), len(ids)) > 0
-    expected = {frozenset(ids[row].tolist()) for row in reached if row.sum() > 1}
+    groups: list[list[int]] = []
+    for row in range(len(ids)):
+        own = next((group for group in groups if close[row, group[0]] >= threshold), None)
+        if own is None:
+            groups.append([row])
+        else:
+            own.append(row)
+    expected = {frozenset(ids[group].tolist()) for group in groups if len(group) > 1}
     assert {frozenset(image["id"] for image in group["images"]) for group in found} == expected
     assert len(expected) > 1
+    assert all(image["score"] >= threshold - 1e-6 for group in found for image in group["images"])
 
 
 def test_dedupe_prints_the_same_groups_in_every_format(places: Places, index_of_copies: Path) -> None:
@@ -340,9 +358,10 @@ def test_dedupe_prints_the_same_groups_in_every_format(places: Places, index_of_
     assert [row["path"] for row in rows] == [image["path"] for image in groups[0]["images"]]
     assert {row["group"] for row in rows} == {"1"}
     lines = succeed(*arguments).out.splitlines()
-    assert lines[0] == "group 1: 8 images"
-    assert len(lines) == 9
-    assert lines[2].endswith("zz copy 0.png  (same file as 1)")
+    assert lines[0].split() == ["cosine", "id", "label", "path"]
+    assert lines[1] == "group 1: 8 images"
+    assert len(lines) == 10
+    assert lines[3].endswith("zz copy 0.png  (same file as 1)")
     written = succeed(*arguments, "--html", places["out"])
     assert written.out == ""
     page = places["out"].read_text(encoding="utf-8")

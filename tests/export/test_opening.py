@@ -342,7 +342,7 @@ def test_a_file_that_gives_other_shapes_than_it_declares_is_refused_when_it_runs
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert "there is no file" in refuse(tmp_path / "none.onnx")
-    assert "there is no file" in refuse(tmp_path)
+    assert "is a folder, and an ONNX file is needed: there is none in it" in refuse(tmp_path)
 
 
 def test_a_file_above_the_limit_of_protobuf_is_not_read(tmp_path: Path) -> None:

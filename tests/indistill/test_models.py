@@ -9,7 +9,13 @@ from torch import nn
 from indistill.errors import ModelError, StageError
 from indistill.models.loading import load_network
 from indistill.models.paper import PAPER_NETWORKS, build_cnn_a
-from indistill.models.specs import build_network, parse_model_spec
+from indistill.models.specs import (
+    PAPER_NAMES,
+    build_network,
+    explain_random_weights,
+    has_random_weights,
+    parse_model_spec,
+)
 from indistill.models.weights import load_weights, read_weights, save_weights
 
 AUXILIARY = Path(__file__).parents[2].parent / "shared" / "data" / "paper-auxiliary-cifar10.safetensors"
@@ -155,3 +161,26 @@ def test_an_incomplete_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"is not complete: it has no model\.safetensors"):
         load_network(str(tmp_path))
+
+
+def test_the_names_of_the_papers_networks_are_known_without_them() -> None:
+    assert set(PAPER_NAMES) == set(PAPER_NETWORKS)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("paper:cnn-a", ""),
+        ("timm:resnet18", ", or download the zoo's by 'timm:resnet18?pretrained=true'"),
+        ("torchvision:resnet18", ", or download the zoo's by 'torchvision:resnet18?weights=DEFAULT'"),
+        (
+            "timm:resnet18.a1_in1k?num_classes=3",
+            ", or download the zoo's by 'timm:resnet18.a1_in1k?num_classes=3&pretrained=true'; the tag in its name "
+            "alone does not fetch any",
+        ),
+    ],
+)
+def test_random_weights_are_explained_with_what_may_be_done(text: str, advice: str) -> None:
+    spec = parse_model_spec(text)
+    assert has_random_weights(spec)
+    assert explain_random_weights(spec, "--weights") == f"name its weights with --weights{advice}"

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from indistill.criteria import CRITERIA
 from indistill.errors import StageError
 from indistill.models.paper import build_cnn_a, build_cnn_s
-from indistill.pruning import measure_by, measure_energy
+from indistill.models.specs import build_network, parse_model_spec
+from indistill.pruning import measure_by, measure_energies, measure_energy, measure_stages
 from indistill.stages import Tap
 
 SIDE = 24
@@ -105,3 +106,27 @@ def test_energy_is_the_share_of_the_squares(teacher) -> None:
             kept, total = kept + squares[0] + squares[3] + squares[4], total + sum(squares)
     assert measure_energy(teacher, "stage2", channels, IMAGES) == pytest.approx(kept / total, rel=1e-4)
     assert measure_energy(teacher, "stage2", torch.arange(32), IMAGES) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_several_stages_are_measured_as_each_by_itself(teacher, criterion) -> None:
+    nodes = ["stage1", "stage3", "stage2"]
+    together = measure_stages(criterion, teacher, nodes, "embedding", IMAGES, 5)
+    for number, node in enumerate(nodes):
+        assert torch.equal(together[number], measure_by(criterion, teacher, node, "embedding", IMAGES, 5 + number))
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes"),
+    [
+        ("torchvision:resnet18", ["bn1", "relu", "layer1", "layer1.0.bn1", "layer1.1.relu_1", "layer3"]),
+        ("timm:test_vit?img_size=64", ["blocks.0", "blocks.2"]),
+    ],
+)
+def test_energies_of_several_stages_are_those_of_each_though_layers_overwrite_them(spec: str, nodes: list[str]) -> None:
+    torch.manual_seed(0)
+    network = build_network(parse_model_spec(spec))
+    images = torch.randn(40, 3, 64, 64)
+    channels = [torch.arange(0, 8)] * len(nodes)
+    expected = [measure_energy(network, node, kept, images) for node, kept in zip(nodes, channels, strict=True)]
+    assert measure_energies(network, nodes, channels, images) == pytest.approx(expected, rel=1e-5)

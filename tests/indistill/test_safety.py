@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,7 +109,12 @@ def test_other_errors_are_left_alone() -> None:
         run(FailingStep(nn.Linear(3, 1), fails_at=0, error=RuntimeError("shapes differ")))
 
 
-def test_an_interruption_says_how_to_go_on(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), explain_interruption():
-        raise KeyboardInterrupt
-    assert "the same command with --resume goes on" in capfd.readouterr().err
+def test_an_interruption_says_from_where_to_go_on(tmp_path: Path) -> None:
+    begins = "there is no checkpoint yet: the same command with --resume begins with the first epoch"
+    goes_on = "the same command with --resume goes on from epoch"
+    for batches, note in ((None, begins), (6, f"{goes_on} 2"), (9, f"{goes_on} 2"), (10, f"{goes_on} 3")):
+        if batches is not None:
+            (tmp_path / f"{batches:010d}-0123456789abcdef.pt").touch()
+        with pytest.raises(KeyboardInterrupt) as caught, explain_interruption(tmp_path, steps=5):
+            raise KeyboardInterrupt
+        assert caught.value.__notes__ == [note]

@@ -140,7 +140,7 @@ def test_a_folder_without_images_empties_no_index(index: Path, gallery: Path) ->
     with pytest.raises(DataError, match="holds no images"):
         sync_folder(index)
     gallery.rmdir()
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not there: mount it"):
         sync_folder(index)
     assert len(list_contents(index)) == 10
 
@@ -153,6 +153,65 @@ def test_a_file_that_was_only_touched_is_read_once_and_keeps_its_id(index: Path,
     generation = read_manifest(index).generation
     sync_folder(index)
     assert read_manifest(index).generation == generation
+
+
+def test_a_gallery_that_moved_keeps_its_ids_and_embeds_nothing(
+    index: Path, gallery: Path, tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = write_gallery(tmp_path / "extra", pictures[20:22])
+    add_images(index, [str(extra)])
+    before, moved = list_contents(index), tmp_path / "elsewhere" / "gallery"
+    moved.parent.mkdir()
+    gallery.rename(moved)
+    with pytest.raises(InputError, match=r"gallery is not there: mount it; if it has moved .* --moved"):
+        sync_folder(index)
+    with pytest.raises(InputError, match=rf"if it has moved to {moved} as a whole, add --moved"):
+        sync_folder(index, str(moved))
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingSession, "embed_pixels", lambda *_: pytest.fail("an image was embedded"))
+        changes = sync_folder(index, str(moved), moved=True)
+    assert (changes.unchanged, changes.moved, changes.added, changes.removed) == (10, 0, 0, 0)
+    assert list_contents(index) == before
+    manifest = read_manifest(index)
+    assert (manifest.root, manifest.source) == (str(moved), str(moved))
+    (moved / "cat" / "new.png").write_bytes(pictures[23])
+    assert sync_folder(index).added == 1
+
+
+def test_a_gallery_that_moved_and_changed_is_followed_at_its_new_place(
+    index: Path, gallery: Path, tmp_path: Path, pictures: list[bytes], small_model: EmbeddingSession
+) -> None:
+    moved = Path(shutil.copytree(gallery, tmp_path / "copy", copy_function=shutil.copyfile))  # with other times
+    shutil.rmtree(gallery)
+    files = sorted(moved.rglob("*.png"))
+    files[0].unlink()
+    files[1].rename(files[1].with_name("other.png"))
+    files[2].write_bytes(pictures[22])
+    changes = sync_folder(index, str(moved), moved=True)
+    assert (changes.moved, changes.changed, changes.removed, changes.unchanged) == (1, 1, 1, 7)
+    assert_vectors_are_of_the_files(index, small_model)
+
+
+def test_another_folder_is_not_taken_for_a_gallery_that_moved(
+    index: Path, gallery: Path, tmp_path: Path, pictures: list[bytes]
+) -> None:
+    before, other = list_contents(index), write_gallery(tmp_path / "other", pictures[:4])
+    numbered = write_gallery(tmp_path / "numbered", [pictures[0], *pictures[20:29]])  # the same names
+    for given, words in (
+        (str(other), "has 4 of the 10 images of the gallery .* at their paths, fewer than half"),
+        (str(numbered), "has 1 of the 10 images of the gallery .* unchanged, fewer than half"),
+        (str(tmp_path / "none"), "is no folder, manifest or tar shard"),
+        (None, "name the place where the gallery is now"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sync_folder(index, given, moved=True)
+    assert list_contents(index) == before
+    moved = gallery.rename(tmp_path / "moved")
+    add_images(index, [str(moved)])
+    with pytest.raises(InputError, match=f"has 10 images of {moved} as images from elsewhere: give 'index remove"):
+        sync_folder(index, str(moved), moved=True)
+    remove_items(index, Selection(paths=(str(moved),)))
+    assert sync_folder(index, str(moved), moved=True).unchanged == 10
 
 
 @pytest.mark.parametrize(
@@ -229,8 +288,9 @@ def test_what_was_embedded_before_a_change_was_cut_off_is_not_embedded_again(
             if self.done == 9:
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         sync_folder(index, show=Interrupt)
+    assert caught.value.__notes__ == ["8 embeddings are kept: the same command goes on from there"]
     assert (index / PENDING).stat().st_size > 0
     assert len(list_contents(index)) == 10
     embedded: list[int] = []

@@ -1,11 +1,8 @@
-"""Near-duplicates against brute force over all pairs."""
-
-from itertools import combinations
+"""Near-duplicates against brute force, one image after the other."""
 
 import numpy as np
 import pytest
 
-from indistill.retrieval import duplicates
 from indistill.retrieval.duplicates import Positions, group_vectors
 from indistill.retrieval.metrics import Vectors
 
@@ -16,16 +13,18 @@ def make_vectors(seed: int, count: int, dimension: int = 8) -> Vectors:
 
 
 def group_by_brute_force(vectors: Vectors, threshold: float, copies: Positions | None = None) -> list[list[int]]:
-    """Joins the sets of each pair, one pair after the other."""
-    groups = [{i} for i in range(len(vectors))]
-    for i, j in combinations(range(len(vectors)), 2):
-        close = float(vectors[i].astype(np.float64) @ vectors[j].astype(np.float64)) >= threshold
-        if close or (copies is not None and i == copies[j]):
-            left, right = (next(group for group in groups if position in group) for position in (i, j))
-            if left is not right:
-                left |= right
-                groups.remove(right)
-    return sorted((sorted(group) for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))
+    """Gives each row in turn to the first group whose first row it is close to."""
+    groups: list[list[int]] = []
+    for i, vector in enumerate(vectors.astype(np.float64)):
+        if copies is not None and copies[i] != i:
+            own = next(group for group in groups if copies[i] in group)
+        else:
+            close = (group for group in groups if float(vectors[group[0]].astype(np.float64) @ vector) >= threshold)
+            own = next(close, [])
+        if not own:
+            groups.append(own)
+        own.append(i)
+    return sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))
 
 
 def listed(groups: list[Positions]) -> list[list[int]]:
@@ -39,12 +38,23 @@ def test_groups_are_those_of_brute_force(threshold: float, block: int) -> None:
     assert listed(group_vectors(vectors, threshold, block=block)) == group_by_brute_force(vectors, threshold)
 
 
-def test_few_waiting_pairs_give_the_same_groups_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = make_vectors(1, 120)
-    expected = listed(group_vectors(vectors, 0.8))
-    assert max(map(len, expected)) > 3  # chains, which are joined in several steps
-    monkeypatch.setattr(duplicates, "MAX_PAIRS", 3)
-    assert listed(group_vectors(vectors, 0.8, block=7)) == expected
+@pytest.mark.parametrize("block", [2, 1000])
+def test_a_chain_is_no_group(block: int) -> None:
+    degrees = np.radians(np.arange(0, 180, 10))  # each has cosine 0.985 to the next, the first and the last -0.985
+    vectors = np.stack([np.cos(degrees), np.sin(degrees)], axis=1).astype(np.float32)
+    groups = listed(group_vectors(vectors, 0.98, block=block))
+    assert groups == [[i, i + 1] for i in range(0, 18, 2)]
+
+
+def test_one_of_each_group_and_what_has_none_are_no_near_duplicates() -> None:
+    vectors = make_vectors(8, 400)
+    groups = group_vectors(vectors, 0.8, block=64)
+    for group in groups:
+        assert (vectors[group] @ vectors[group[0]]).min() >= 0.8 - 1e-6
+    kept = np.delete(np.arange(400), np.concatenate([group[1:] for group in groups]))
+    assert len(kept) < 400
+    close = vectors[kept] @ vectors[kept].T
+    assert np.triu(close, 1).max() < 0.8
 
 
 def test_planted_duplicates_are_found_and_no_others() -> None:
@@ -73,8 +83,7 @@ def test_equal_vectors_are_a_group_at_the_highest_threshold() -> None:
     assert listed(group_vectors(vectors, 1.0, block=33)) == [[2 * i, 2 * i + 1] for i in range(50)]
 
 
-def test_all_images_alike_are_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "MAX_PAIRS", 1000)
+def test_all_images_alike_are_one_group() -> None:
     vectors = np.repeat(make_vectors(5, 1), 300, axis=0)
     assert listed(group_vectors(vectors, 0.95, block=64)) == [list(range(300))]
 

@@ -1,5 +1,7 @@
 """Four oracles: definitions by loops, scikit-learn, pytorch-metric-learning, and numbers by hand."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
@@ -7,6 +9,8 @@ from sklearn.metrics import average_precision_score
 from indistill.errors import DataError
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
 from indistill.retrieval.metrics import (
+    JUNK,
+    Task,
     compute_metrics,
     evaluate_vectors,
     list_metrics,
@@ -196,6 +200,22 @@ def test_queries_without_a_match_are_skipped_and_counted() -> None:
     found = evaluate_retrieval(gallery, queries)["cosine"]
     assert (found.queries, found.skipped) == (1, 2)
     assert found.metrics["map"] == 1
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_chance_is_the_mean_over_all_orders(own: bool) -> None:
+    labels = np.array([0, 0, 1, 0, JUNK, 2])
+    vectors = np.eye(6, dtype=np.float32)
+    task = Task(vectors, labels, vectors, labels, np.arange(6) if own else None)
+    found = task.expect_by_chance()
+    for query, label in enumerate(labels.tolist()):
+        others = [other for i, other in enumerate(labels.tolist()) if other != JUNK and not (own and i == query)]
+        precisions = []
+        for order in permutations(others):
+            relevant = np.array([other == label for other in order])
+            if relevant.any():
+                precisions.append(np.mean((np.cumsum(relevant) / np.arange(1, len(order) + 1))[relevant]))
+        assert found[query] == pytest.approx(np.mean(precisions) if precisions else 0)
 
 
 def test_sets_without_a_common_class_are_an_error() -> None:

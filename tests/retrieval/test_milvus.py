@@ -345,6 +345,18 @@ def test_a_collection_follows_its_folder_as_an_index_does(
     assert sync_folder(location).manifest.generation == 2
 
 
+def test_a_gallery_that_moved_keeps_the_ids_of_a_collection(
+    living: tuple[Path, Path, MilvusLocation], tmp_path: Path
+) -> None:
+    images, folder, location = living
+    before, moved = list_contents(location), images.rename(tmp_path / "moved")
+    changes = sync_folder(location, str(moved), moved=True)
+    assert (changes.unchanged, changes.manifest.root, changes.manifest.source) == (10, str(moved), str(moved))
+    assert list_contents(location) == before
+    with open_index(location) as there, open_index(folder) as here:
+        assert list(there.list_items()) == list(here.list_items())
+
+
 def test_images_are_added_and_removed_as_in_an_index(
     living: tuple[Path, Path, MilvusLocation], pictures: list[bytes], tmp_path: Path
 ) -> None:

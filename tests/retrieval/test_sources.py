@@ -95,7 +95,7 @@ def test_an_index_of_a_manifest_follows_the_manifest(
     write_csv(manifest, {"gallery/cat/00.png": "x"})
     assert sync_folder(index, str(manifest)).removed == 2
     manifest.unlink()
-    with pytest.raises(InputError, match=r"m\.csv is no folder, manifest or tar shard"):
+    with pytest.raises(InputError, match=r"m\.csv is not there: mount it; if it has moved"):
         sync_folder(index)
     assert sync_folder(index, str(gallery)).added == 5
 
