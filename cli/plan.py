@@ -46,16 +46,17 @@ def plan(
     from indistill.progress import show_progress
     from indistill.retrieval.capacity import choose_code, measure_rates, plan_gallery
 
-    count, memory_bytes, code = read_count(images), read_unit("--memory", memory, SIZES), choose_code(recall)
+    count, memory_bytes = read_count(images), read_unit("--memory", memory, SIZES)
     if not memory_bytes:
         raise InputError(f"--memory {memory}: give more than 0")
     session = EmbeddingSession(model, threads=1)
+    dimension, cores = session.artefact.embedding_dim, cores or os.cpu_count() or 1
+    code = choose_code(count, dimension, recall)
     with ExitStack() as stack:
         folder = data or str(write_pictures(Path(stack.enter_context(TemporaryDirectory()))))
         sample = sample_images(open_images(folder), SAMPLE)
         advance = stack.enter_context(show_progress("measuring", len(sample.names)))
         rates = measure_rates(session, sample, code, advance)
-    dimension, cores = session.artefact.embedding_dim, cores or os.cpu_count() or 1
     made = plan_gallery(count, dimension, recall, rates, cores, memory_bytes)
     if json:
         from indistill.cli.output import print_json

@@ -140,7 +140,7 @@ def plan_gallery(count: int, dimension: int, recall: float, rates: Rates, cores:
     Raises:
         InputError: the recall is none that was measured.
     """
-    probing = find_probing(recall) if count * dimension > EXACT_VALUES and recall < 1 else None
+    probing = choose_probing(count, dimension, recall)
     searching = (
         _plan_exact(count, dimension, rates) if probing is None else _plan_lists(count, dimension, probing, rates)
     )
@@ -197,13 +197,23 @@ def find_probing(recall: float) -> Probing:
     raise InputError(f"no setting for a recall of {recall:g} was measured: give at most {PROBINGS[-1].recall}, or 1")
 
 
-def choose_code(recall: float) -> str:
-    """Returns how the vectors of an index that reaches a recall are stored: a key of `CODE_BYTES`.
+def choose_probing(count: int, dimension: int, recall: float) -> Probing | None:
+    """Returns the measured setting for N vectors of D values; None where they are searched exactly.
 
     Raises:
         InputError: no setting for this recall was measured.
     """
-    return "Flat" if recall == 1 else find_probing(recall).code
+    return find_probing(recall) if count * dimension > EXACT_VALUES and recall < 1 else None
+
+
+def choose_code(count: int, dimension: int, recall: float) -> str:
+    """Returns how N vectors of D values are stored in an index that reaches a recall: a key of `CODE_BYTES`.
+
+    Raises:
+        InputError: no setting for this recall was measured.
+    """
+    probing = choose_probing(count, dimension, recall)
+    return "Flat" if probing is None else probing.code
 
 
 def count_lists(count: int) -> int:

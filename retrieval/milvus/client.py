@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
@@ -18,6 +19,7 @@ CALL_S = 60.0  # for one call
 TOKEN_VARIABLE = "INDISTILL_MILVUS_TOKEN"
 AWAY = 2  # pymilvus's code where it cannot connect, or lost the connection
 MISSING = 100  # collection not found
+LITE_FILES = ("LOCK", "collections")  # in each folder of Milvus Lite
 RELEASED = 101  # not in memory, as after a restart of Milvus Lite
 Row = Mapping[str, Any]
 
@@ -47,6 +49,7 @@ class Connection:
         require_extra(location)
         self.location, self._token = location, token
         self._client: Any = None
+        self._closed = False
         self._lock = Lock()
 
     def call(self, method: str, **arguments: object) -> Any:  # noqa: ANN401 - what pymilvus returns
@@ -92,43 +95,62 @@ class Connection:
             yield sorted(rows, key=lambda row: row["id"])
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection for good."""
+        self._closed = True
+        self._leave(self._client)
+
+    def _leave(self, client: Any) -> None:  # noqa: ANN401
+        """Closes a client, unless another thread has done so."""
         with self._lock:
-            if self._client is not None:
-                self._client.close()
+            if client is not None and client is self._client:
                 self._client = None
+                client.close()
 
     def _try(self, use: Callable[[Any], Any]) -> Any:  # noqa: ANN401
         import tenacity
         from grpc import RpcError
         from pymilvus.exceptions import MilvusException
 
+        client: Any = None
+
+        def attempt() -> Any:  # noqa: ANN401
+            nonlocal client
+            client = None
+            client = self._connect()
+            return use(client)
+
+        def is_passing(error: BaseException) -> bool:
+            left = client is not self._client and isinstance(error, (MilvusException, ValueError))
+            return _is_away(error) or _is_released(error) or _is_race(error) or (left and not self._closed)
+
+        def recover(failed: "RetryCallState") -> None:
+            """Loads a collection that is not in memory; else connects anew, as a client may not find a server again."""
+            error = failed.outcome.exception() if failed.outcome is not None else None
+            if error is not None and _is_released(error):
+                self._connect().load_collection(self.location.collection, timeout=CALL_S)
+            elif error is not None and not _is_race(error):
+                self._leave(client)
+
         attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: _is_away(error) or _is_released(error)),
+            retry=tenacity.retry_if_exception(is_passing),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=3),
             stop=tenacity.stop_after_delay(PATIENCE_S),
-            before_sleep=self._recover,
+            before_sleep=recover,
             reraise=True,
         )
         try:
-            return attempts(lambda: use(self._connect()))
+            return attempts(attempt)
         except (MilvusException, RpcError) as error:
             raise self._explain(error) from error
-
-    def _recover(self, failed: "RetryCallState") -> None:
-        """Loads a collection that is not in memory; else connects anew, as a client may not find a server again."""
-        error = failed.outcome.exception() if failed.outcome is not None else None
-        if error is not None and _is_released(error):
-            self._connect().load_collection(self.location.collection, timeout=CALL_S)
-        else:
-            self.close()
 
     def _connect(self) -> Any:  # noqa: ANN401
         from pymilvus import MilvusClient
 
         with self._lock:
+            if self._closed:
+                raise ValueError(f"the connection to {self.location} is closed")
             if self._client is None:
-                for name in ("pymilvus", "pymilvus.milvus_client"):  # what it logs is raised too
+                for name in ("pymilvus", "pymilvus.milvus_client", "milvus_lite"):  # what it logs is raised too
                     logging.getLogger(name).setLevel(logging.CRITICAL + 1)
                 self._client = MilvusClient(self.location.uri, token=self._token, timeout=PATIENCE_S)
             return self._client
@@ -142,7 +164,7 @@ class Connection:
             )
         if location.is_embedded and "Open local milvus failed" in str(error):
             return IndexFolderError(
-                f"{location.uri} cannot be opened: another process has it open, or it is no Milvus Lite file; for "
+                f"{location.uri} cannot be opened: another process has it open, or it cannot be written; for "
                 f"several processes run 'milvus-lite server --data-dir {location.uri}' and use its address"
             )
         if _is_away(error):
@@ -155,16 +177,38 @@ class Connection:
 
 
 def require_file(location: MilvusLocation) -> None:
-    """Raises IndexFolderError if a Milvus Lite file does not exist; opening it would make it."""
-    if location.is_embedded and not Path(location.uri).exists():
+    """Raises IndexFolderError if a file of Milvus Lite does not exist, or is something else; opening would make it."""
+    if location.is_embedded and not os.path.exists(location.uri):  # noqa: PTH110 - where a Path raises, it says no
         raise IndexFolderError(
             f"{location.uri} does not exist: make it by 'indistill index push INDEX --to {location.uri} --collection "
             f"{location.collection}'"
         )
+    require_place(location)
+
+
+def require_place(location: MilvusLocation) -> None:
+    """Raises IndexFolderError if what is where a file of Milvus Lite is to be is something else, or cannot be made.
+
+    Milvus Lite itself takes any folder, and writes its own into it.
+    """
+    path = Path(location.uri)
+    if not location.is_embedded or all(os.path.exists(path / name) for name in LITE_FILES):  # noqa: PTH110
+        return
+    if os.path.exists(path):  # noqa: PTH110
+        raise IndexFolderError(
+            f"{path} exists and is not of Milvus Lite, whose .db is a folder of its own: name another"
+        )
+    if not os.path.isdir(path.parent):  # noqa: PTH112
+        raise IndexFolderError(f"{path} cannot be made: there is no folder {path.parent}")
 
 
 def _is_released(error: BaseException) -> bool:
     return getattr(error, "code", None) == RELEASED
+
+
+def _is_race(error: BaseException) -> bool:
+    """Returns whether two clients changed the properties of a collection at once, through one file of Milvus Lite."""
+    return "schema.json.tmp" in str(error)
 
 
 def _is_away(error: BaseException) -> bool:

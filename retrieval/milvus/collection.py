@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import isqrt
@@ -17,6 +18,7 @@ Kind = Literal["FLAT", "HNSW", "IVF_FLAT"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PROPERTY = "indistill"
 FORMAT = 1
+SHA256 = re.compile(r"[0-9a-f]{64}")
 ITEM_FIELDS = ["id", "path", "label", "labelled", "sha256", "size_bytes", "modified_ns"]
 LONGEST_TEXT = 65_535  # bytes, of Milvus
 ROWS, BATCH_BYTES = 1000, 4 * 2**20  # of one message; servers take 64 MB
@@ -79,10 +81,10 @@ def create_collection(connection: Connection, state: CollectionState, count: int
     connection.call(
         "create_collection",
         schema=schema,
-        index_params=index,
         consistency_level="Strong",  # a search sees what was acknowledged before it
         properties={PROPERTY: _write_state(state)},
     )
+    connection.call("create_index", index_params=index, sync=False)  # else pymilvus sleeps for each, of an empty one
 
 
 def choose_build(kind: Kind, count: int) -> dict[str, int]:
@@ -99,27 +101,60 @@ def choose_search(kind: Kind, count: int) -> dict[str, int]:
     return {"nprobe": max(16, _count_lists(count) // 16)} if kind == "IVF_FLAT" else {}
 
 
+def is_index(connection: Connection) -> bool:
+    """Returns whether a collection that exists was made for an index, also where what is known of it is damaged."""
+    return _read_property(connection) is not None
+
+
 def read_collection_state(connection: Connection) -> CollectionState | None:
     """Returns what is known of a collection; None where it does not hold an index.
 
     Raises:
         IndexFolderError: there is no such collection, it cannot be reached, is damaged, or of a later format.
     """
-    text = connection.call("describe_collection").get("properties", {}).get(PROPERTY)
+    text = _read_property(connection)
     if text is None:
         return None
     try:
         content = json.loads(text)
-        if content["format"] == FORMAT:
-            return CollectionState(**content)
-    except (ValueError, TypeError, KeyError) as error:
+        found = content["format"]
+        if not _is_number(found):
+            raise ValueError(found)
+        if found == FORMAT:
+            return _check_state(CollectionState(**content))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise IndexFolderError(
             f"the collection {connection.location} is damaged: its property '{PROPERTY}' cannot be read; push the "
             "index again with --overwrite"
         ) from error
     raise IndexFolderError(
-        f"the collection {connection.location} has format {content['format']!r}, of a later indistill: install that one"
+        f"the collection {connection.location} has format {found}, of a later indistill: install that one"
     )
+
+
+def _read_property(connection: Connection) -> str | None:
+    found: str | None = connection.call("describe_collection").get("properties", {}).get(PROPERTY)
+    return found
+
+
+def _check_state(state: CollectionState) -> CollectionState:
+    """Returns what was read if it can be; raises ValueError if not, as anyone may write the property."""
+    right = (
+        isinstance(state.complete, bool)
+        and all(isinstance(text, str) for text in (state.model_sha256, state.root, state.source, state.version))
+        and SHA256.fullmatch(state.model_sha256)
+        and state.kind in KINDS
+        and isinstance(state.preprocessing, dict)
+        and isinstance(state.parameters, dict)
+        and all(_is_number(number) for number in (state.generation, state.dimension, *state.parameters.values()))
+    )
+    if not right:
+        raise ValueError("a field has a wrong type")
+    return state
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def write_collection_state(connection: Connection, state: CollectionState) -> None:

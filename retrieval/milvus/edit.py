@@ -46,6 +46,7 @@ def apply_edit(index: MilvusIndex, edit: Edit) -> Changes:
         )
         write_collection_state(connection, state)
         index.refresh()
+    if edit.added:
         (index.work / PENDING).unlink(missing_ok=True)
     return Changes(**edit.counts, skipped=edit.skipped, manifest=index.manifest)
 

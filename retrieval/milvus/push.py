@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from indistill import __version__
-from indistill.errors import ExistsError, IndexFolderError
-from indistill.retrieval.milvus.client import Connection
+from indistill.errors import ExistsError, IndexFolderError, InputError
+from indistill.retrieval.milvus.client import Connection, require_place
 from indistill.retrieval.milvus.collection import (
     ITEM_FIELDS,
     CollectionState,
@@ -15,12 +15,13 @@ from indistill.retrieval.milvus.collection import (
     count_batch,
     count_rows,
     create_collection,
+    is_index,
     read_collection_state,
     read_item,
     upsert_items,
     write_collection_state,
 )
-from indistill.retrieval.milvus.index import SCAN_ROWS, describe_collection
+from indistill.retrieval.milvus.index import SCAN_ROWS, MilvusIndex, describe_collection
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.milvus.model import keep_model
 from indistill.retrieval.protocol import SearchIndex
@@ -57,9 +58,11 @@ def push_index(
 
     Raises:
         ExistsError: the collection holds something else, or more.
-        IndexFolderError: Milvus cannot be reached.
-        InputError: a package is missing.
+        IndexFolderError: Milvus cannot be reached, or the file is something else's.
+        InputError: a package is missing, or the collection is the index.
     """
+    if isinstance(source, MilvusIndex) and source.location.is_same(target):
+        raise InputError(f"{target} is the index {source.name} itself: choose another --collection")
     session, manifest = source.open_model(), source.manifest
     new = CollectionState(
         complete=False,
@@ -74,6 +77,7 @@ def push_index(
         version=__version__,
     )
     connection = connect(target)
+    require_place(target)
     try:
         state = _open_collection(connection, new, kind, manifest.items, overwrite=overwrite)
         connection.call("load_collection")
@@ -101,7 +105,7 @@ def _open_collection(
 ) -> CollectionState:
     """Returns what is known of the collection, which is made where there is none."""
     location, exists = connection.location, connection.has_collection()
-    if exists and read_collection_state(connection) is None:
+    if exists and not is_index(connection):
         raise ExistsError(
             f"the collection {location} exists and is not an index of indistill; choose another --collection"
         )

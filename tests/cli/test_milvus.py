@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.calls import MAIN, assert_refused, fill, make_environment, run_cli, run_process, succeed
 from tests.cli.files import write_digits
-from tests.retrieval.milvus import LiteServer, needs_milvus, run_milvus_lite
+from tests.retrieval.milvus import LiteServer, needs_milvus
 
 Places = dict[str, Path]
 WITHOUT = """
@@ -31,12 +31,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteServer]:
-    with run_milvus_lite(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -185,6 +179,10 @@ def test_without_the_extra_each_command_says_what_to_install(places: Places, lin
         ("index push {index} --to http://h:1 --collection a-b", "'http://h:1#a-b': a collection's name has letters"),
         ("index push {none} --to http://h:1 --collection a", "is not an index"),
         ("search http://h:1 {query}", "'http://h:1' names no collection: give http://h:1#COLLECTION"),
+        ("index push {index} --to unix://x --collection a", "'unix://x' is no address of Milvus: give http://HOST"),
+        ("index info unix://x#a", "'unix://x' is no address of Milvus: give http://HOST:19530"),
+        ("index info http://127.0.0.1:99999#a", "'http://127.0.0.1:99999' is no address of Milvus (Port out of range"),
+        ("search http://[::1#c {query}", "'http://[::1' is no address of Milvus (Invalid IPv6 URL)"),
         ("index info http://h:1#1a", "a collection's name has letters, digits and underscores"),
         ("index merge {index} http://h:1#a --out {out}", "http://h:1#a is a collection of Milvus: this command is for"),
     ],
@@ -199,6 +197,17 @@ def test_what_cannot_be_reached_is_one_line(places: Places, monkeypatch: pytest.
     monkeypatch.setattr("indistill.retrieval.milvus.client.PATIENCE_S", 0.3)
     assert_refused(run_cli(*fill("search http://127.0.0.1:1#a {query}", places)), "no Milvus server answers at")
     assert_refused(run_cli(*fill("index info {none}.db#a", places)), "nothing.db does not exist: make it by")
+
+
+@pytest.mark.slow
+@needs_milvus
+def test_a_push_never_drops_its_own_source(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    succeed(*fill("index push {index} --to e.db --collection c", places))
+    for option in ("", "--overwrite"):
+        line = f"index push {{here}}/e.db#c --to e.db --collection c {option}"
+        assert_refused(run_cli(*fill(line, places)), "e.db#c itself: choose another --collection")
+    assert call("index info e.db#c --json", places)["items"] == 40
 
 
 @pytest.mark.slow

@@ -30,6 +30,15 @@ def test_a_plan_is_given_as_json_and_without_images(places: dict[str, Path]) -> 
     assert made["rates"]["file_bytes"] > 20_000  # as a photograph's
 
 
+def test_a_small_gallery_is_planned_with_the_rate_of_its_exact_search(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("indistill.retrieval.capacity._measure_scan", lambda _, code: {"Flat": 4e9, "SQ8": 1e9}[code])
+    for recall in ("1", "0.95"):
+        made = json.loads(succeed(*fill(f"plan -n 10000 --model {{model}} --recall {recall} --json", places)).out)
+        assert (made["factory"], made["rates"]["scan_bytes_per_s"]) == ("IDMap,Flat", 4e9)
+
+
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [

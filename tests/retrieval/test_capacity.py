@@ -58,6 +58,12 @@ def test_small_galleries_and_recall_1_are_searched_exactly() -> None:
     assert plan(10**9, recall=1).factory == "IDMap,Flat"
 
 
+@pytest.mark.parametrize("recall", [0.9, 0.995, 1])
+def test_the_scan_of_an_exact_search_is_measured_on_whole_vectors(recall: float) -> None:
+    assert choose_code(EXACT_VALUES // 128, 128, recall) == "Flat"
+    assert choose_code(EXACT_VALUES // 128 + 1, 128, 0.99) == find_probing(0.99).code
+
+
 def test_the_lists_are_those_of_the_least_that_a_choice_tries() -> None:
     assert [count_lists(n) for n in (10**5, 10**6, 10**8)] == [512, 2048, 16384]
     assert all(probing.lists == count_lists(MEASURED_ON) for probing in PROBINGS)
@@ -93,7 +99,7 @@ def test_machines_are_whole() -> None:
 
 def test_a_recall_that_was_not_measured_is_refused() -> None:
     with pytest.raises(InputError, match=r"no setting for a recall of 0\.995 was measured: give at most 0\.99, or 1"):
-        choose_code(0.995)
+        choose_code(10**6, 128, 0.995)
 
 
 def test_rates_are_measured_on_the_images(small_model: EmbeddingSession, pictures: list[bytes], tmp_path: Path) -> None:

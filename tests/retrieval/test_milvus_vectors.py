@@ -1,7 +1,6 @@
 """Searching a collection of any vectors: ties, approximate types, and a server that is killed while clients work."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from indistill.retrieval.where import parse_where
 from tests.retrieval.milvus import LiteServer, fill_collection, needs_milvus, run_milvus_lite
 
 pytestmark = [pytest.mark.slow, needs_milvus]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteServer]:
-    with run_milvus_lite(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 def test_equal_scores_come_in_the_order_of_ids_also_at_the_last_place(server: LiteServer) -> None:
@@ -65,8 +58,8 @@ def test_an_approximate_type_finds_95_of_100_of_the_nearest(server: LiteServer, 
 def test_what_was_acknowledged_outlives_kill_9_and_a_client_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [CatalogueItem(i, f"{i}.png", "cat", f"{i:064x}", i, 1) for i in range(1, 3001)]
-    vectors = np.random.default_rng(0).normal(size=(3000, 32)).astype(np.float32)
+    items = [CatalogueItem(i, f"{i}.png", "cat", f"{i:064x}", i, 1) for i in range(1, 2001)]
+    vectors = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with run_milvus_lite(tmp_path / "data") as server:
         location = MilvusLocation(server.uri, "kept")
@@ -77,8 +70,8 @@ def test_what_was_acknowledged_outlives_kill_9_and_a_client_goes_on(
 
             def write() -> None:
                 connection = connect(location)
-                for start in range(1000, 3000, 100):
-                    upsert_items(connection, items[start : start + 100], vectors[start : start + 100])
+                for start in range(1000, 2000, 50):
+                    upsert_items(connection, items[start : start + 50], vectors[start : start + 50])
                     acknowledged.append(start)
                 connection.close()
 
@@ -86,7 +79,7 @@ def test_what_was_acknowledged_outlives_kill_9_and_a_client_goes_on(
             while len(acknowledged) < 5:
                 time.sleep(0.01)
             server.kill()
-            kept = 100 * len(acknowledged)
+            kept = 50 * len(acknowledged)
             server.start()
             with ThreadPoolExecutor(4) as readers:  # with the client that they had, as those of a service
                 found = list(
@@ -98,10 +91,10 @@ def test_what_was_acknowledged_outlives_kill_9_and_a_client_goes_on(
             assert count_rows(reader.connection) >= 1000 + kept
             writing.result(60)
             reader.refresh()
-            assert reader.manifest.items == 3000
+            assert reader.manifest.items == 2000
             assert reader.state == state
             stored_ids, stored, _ = reader.read_vectors()
-            assert stored_ids.tolist() == list(range(1, 3001))
+            assert stored_ids.tolist() == list(range(1, 2001))
             np.testing.assert_array_equal(stored, vectors)
             server.kill()
             monkeypatch.setattr(client, "PATIENCE_S", 0.5)
