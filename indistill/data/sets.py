@@ -190,8 +190,9 @@ def check_data_spec(spec: str) -> None:
     """Raises DataError if a data spec names neither what exists nor a data set; nothing is read."""
     from indistill.data.named import SPLITS
     from indistill.data.shards import is_shard_pattern
+    from indistill.data.urls import is_url
 
-    if Path(spec).exists() or is_shard_pattern(spec):
+    if Path(spec).exists() or is_url(spec) or is_shard_pattern(spec):
         return
     name, _, split = spec.partition("/")
     if name not in SPLITS:

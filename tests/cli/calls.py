@@ -15,6 +15,10 @@ from indistill.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = "from indistill.cli.main import main; main()"
+STOP = """import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are a job in the background
+def stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)
+"""
 
 
 class Result(NamedTuple):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from indistill.export import verify
 from indistill.export.verdict import TimedFile, give_verdict
-from tests.cli.calls import MAIN, assert_refused, run_cli, run_process, snapshot, succeed
+from tests.cli.calls import MAIN, STOP, assert_refused, run_cli, run_process, snapshot, succeed
 from tests.cli.files import write_digits
 
 
@@ -182,15 +182,12 @@ def test_an_image_that_is_skipped_twice_is_named_once(workspace: dict[str, Path]
 
 def test_ctrl_c_says_which_files_were_written(workspace: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["export", workspace["run"], "--onnx", "--out", tmp_path / "q.onnx", "--data", "digits/train"]
-    interrupt = "import indistill.export.onnx as onnx, os, signal; write = onnx.Exporter.write\n"
-    before = "def stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)\n"
-    after = "def stop(*given, **options): onnx.Exporter.write = cut; return write(*given, **options)\n"
-    first = run_process(*arguments, code=f"{interrupt}{before}onnx.Exporter.write = stop\n{MAIN}")
+    interrupt = f"{STOP}import indistill.export.onnx as onnx; write = onnx.Exporter.write\n"
+    later = "def stop_later(*given, **options): onnx.Exporter.write = stop; return write(*given, **options)\n"
+    first = run_process(*arguments, code=f"{interrupt}onnx.Exporter.write = stop\n{MAIN}")
     assert (first.code, first.out) == (130, "")
     assert first.err.endswith("interrupted; nothing was written\n")
     assert not list(tmp_path.iterdir())
-    cut = before.replace("stop", "cut")
-    second = run_process(
-        *arguments, "--precision", "all", code=f"{interrupt}{cut}{after}onnx.Exporter.write = stop\n{MAIN}"
-    )
+    code = f"{interrupt}{later}onnx.Exporter.write = stop_later\n{MAIN}"
+    second = run_process(*arguments, "--precision", "all", code=code)
     assert second.err.endswith(f"interrupted; {tmp_path / 'q.onnx'} was written, and no other\n"), second.err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from indistill.export.session import EmbeddingSession
-from tests.cli.calls import MAIN, assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
+from tests.cli.calls import MAIN, STOP, assert_refused, fill, run_cli, run_process, run_with_input, snapshot, succeed
 from tests.cli.files import list_files, write_digits
 
 Places = dict[str, Path]
@@ -226,9 +226,9 @@ def test_ctrl_c_tells_what_is_kept_and_the_next_build_goes_on(own: Places) -> No
     line = "index build {mine} --model {model} --out {out}"
     code = "from indistill.retrieval import embed; embed.BATCH_SIZE = 4; " + MAIN
     interrupt = (
-        "import os, signal; from indistill.retrieval.journal import Journal; keep = Journal.keep\n"
-        "def stop(*given): keep(*given); os.kill(os.getpid(), signal.SIGINT)\n"
-        "Journal.keep = stop\n"
+        f"{STOP}from indistill.retrieval.journal import Journal; keep = Journal.keep\n"
+        "def keep_and_stop(*given): keep(*given); stop()\n"
+        "Journal.keep = keep_and_stop\n"
     )
     cut = run_process(*fill(line, own), code=interrupt + code)
     assert (cut.code, cut.out) == (130, "")
@@ -240,10 +240,6 @@ def test_ctrl_c_tells_what_is_kept_and_the_next_build_goes_on(own: Places) -> No
 
 
 def test_ctrl_c_of_a_command_that_keeps_nothing_is_a_word(own: Places) -> None:
-    interrupt = (
-        "import os, signal; from indistill.retrieval.index import Index\n"
-        "def stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)\n"
-        "Index.search = stop\n"
-    )
+    interrupt = f"{STOP}from indistill.retrieval.index import Index\nIndex.search = stop\n"
     cut = run_process(*fill("search {living} {query}", own), code=interrupt + MAIN)
     assert (cut.code, cut.out, cut.err) == (130, "", "interrupted\n")

@@ -3,8 +3,7 @@ installed.
 """
 
 import json
-import os
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 
 from indistill.errors import InputError
 from indistill.loggers import Loggers, flatten_config, open_loggers, parse_loggers
-from tests.cli.calls import assert_refused, fill, run_cli, run_process, succeed
+from tests.cli.calls import MAIN, assert_refused, fill, make_environment, run_cli, run_process, succeed
 
 Places = dict[str, Path]
 Scalars = dict[str, list[tuple[int, float]]]
@@ -49,22 +48,14 @@ def read_tensorboard(run: Path) -> tuple[Scalars, dict]:
 
 def cut_off(run: Path, line: str, places: Places, epochs: int) -> None:
     """Kills a run that logs, when some epochs are done."""
-    child = os.fork()
-    if not child:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        from indistill.cli.main import main
-
-        sys.argv = ["indistill", *fill(line, places)]
-        main()
-        os._exit(0)
+    command = [sys.executable, "-c", MAIN, *fill(line, places)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=make_environment())
     log = run / "metrics.jsonl"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while time.monotonic() < until and (not log.exists() or len(log.read_text().splitlines()) < epochs):
         time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill()
+    child.wait()
 
 
 def test_tensorboard_holds_each_epoch_and_the_configuration(places: Places) -> None:
@@ -84,7 +75,6 @@ def test_both_trainings_over_an_auxiliary_are_logged(places: Places) -> None:
         assert read_tensorboard(run)[0]["loss"] == list_expected(run, "loss")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_a_resumed_run_has_each_epoch_once_in_tensorboard(places: Places) -> None:
     line = TRAIN.replace("--epochs 3", "--epochs 60") + " --logger tensorboard --checkpoint-every 0"
     cut_off(places["out"], line, places, 4)
@@ -201,7 +191,6 @@ def mlflow_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
     return read
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_has_each_epoch_once_after_a_kill(places: Places, mlflow_runs: Callable[[], list]) -> None:
     from mlflow.tracking import MlflowClient
@@ -230,7 +219,6 @@ def test_a_server_that_does_not_answer_is_one_line(
     assert "set MLFLOW_TRACKING_URI" in result.err.splitlines()[-1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_has_each_epoch_once_after_a_kill(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")

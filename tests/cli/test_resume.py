@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from indistill.hashing import hash_file
-from tests.cli.calls import MAIN, assert_refused, fill, run_cli, run_process, snapshot, succeed
+from tests.cli.calls import MAIN, STOP, assert_refused, fill, run_cli, run_process, snapshot, succeed
 
 Refuse = Callable[..., None]
 Copy = Callable[[str], Path]
@@ -184,9 +184,6 @@ def test_every_kind_of_curriculum_is_trained_as_printed(places: Places, kind: st
         }[kind]
     )
     assert all(phase in result.err for phase in phases)
-
-
-STOP = "import os, signal\ndef stop(*given, **options): os.kill(os.getpid(), signal.SIGINT)\n"
 
 
 def test_ctrl_c_before_a_run_begins_says_that_nothing_was_written(places: Places) -> None:

@@ -1,7 +1,6 @@
 """`compress` without flips and crops, where the teacher is run once."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ def read_losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 def test_a_run_is_that_of_a_teacher_run_batch_by_batch_and_resumes_exactly(places: Places) -> None:
     runs = {name: places["here"] / name for name in ("stored", "ahead", "never", "broken")}
     succeed(*fill(LINE + str(runs["stored"]), places))
