@@ -1,5 +1,6 @@
 """Building an index: all or nothing, and what a build that was cut off has embedded is not embedded again."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,7 +157,7 @@ def write_index(
             if part.next_id is not None:
                 catalogue.start_ids(part.next_id)
         write_segment(draft / name_segment(1), ids, embedded.vectors)
-        write_faiss(part.make(kind.factory, embedded.vectors, ids), draft / FAISS)
+        known = {FAISS: write_faiss(part.make(kind.factory, embedded.vectors, ids), draft / FAISS)}
         manifest = Manifest(
             items=len(items),
             dimension=session.artefact.embedding_dim,
@@ -173,7 +174,7 @@ def write_index(
             segments=(name_segment(1),),
             version=__version__,
         )
-        return commit_generation(draft, manifest)
+        return commit_generation(draft, manifest, known)
 
 
 def check_index_output(out: Path, *, overwrite: bool) -> None:
@@ -196,18 +197,25 @@ def check_index_output(out: Path, *, overwrite: bool) -> None:
         raise ExistsError(f"the index {out} exists; choose another --out, or replace it with --overwrite")
 
 
-def write_faiss(index: faiss.Index, path: Path) -> None:
-    """Writes a FAISS index.
+def write_faiss(index: faiss.Index, path: Path) -> str:
+    """Writes a FAISS index and returns the SHA-256 of what was written, without reading it again.
 
     Raises:
         InputError: FAISS cannot write it.
         OSError: not all of it can be written.
     """
+    digest = hashlib.sha256()
+
+    def write(content: bytes) -> int:
+        digest.update(content)
+        return stream.write(content)
+
     try:
         with path.open("wb") as stream:  # checks each write; FAISS prints that a file cannot be closed, and goes on
-            faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
+            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
     except RuntimeError as error:
         raise InputError(f"the index {path.parent} cannot be written: {describe_error(error)}") from error
+    return digest.hexdigest()
 
 
 def name_segment(number: int) -> str:

@@ -94,6 +94,7 @@ def _write_next(index: Index, edit: Edit) -> Manifest:
     with draft_generation(folder) as draft:
         kept = [MODEL] if together else [MODEL, *manifest.segments]
         link_files(before, draft, kept)
+        known = {name: index.manifest.files[name] for name in kept}
         write_skipped(draft / SKIPPED, edit.skipped)
         shutil.copyfile(before / CATALOGUE, draft / CATALOGUE)
         with edit_catalogue(draft / CATALOGUE) as catalogue:
@@ -115,10 +116,10 @@ def _write_next(index: Index, edit: Edit) -> Manifest:
             segments = (*segments, name_segment(manifest.generation + 1))
             write_segment(draft / segments[-1], all_ids, all_vectors)
         if len(ids) or edit.removed:
-            _change_faiss(index, np.array(edit.removed, dtype=np.int64), ids, edit, draft / FAISS)
+            known[FAISS] = _change_faiss(index, np.array(edit.removed, dtype=np.int64), ids, edit, draft / FAISS)
         else:
             link_files(before, draft, [FAISS])
-            kept.append(FAISS)
+            known[FAISS] = index.manifest.files[FAISS]
         root, source = edit.place or (manifest.root, manifest.source)
         manifest = replace(
             manifest,
@@ -129,21 +130,22 @@ def _write_next(index: Index, edit: Edit) -> Manifest:
             root=root,
             source=source,
         )
-        return commit_generation(draft, manifest, {name: index.manifest.files[name] for name in kept})
+        return commit_generation(draft, manifest, known)
 
 
-def _change_faiss(index: Index, removed: Ids, added: Ids, edit: Edit, path: Path) -> None:
-    """Writes the FAISS index without some ids and with others; one that cannot remove is made again."""
+def _change_faiss(index: Index, removed: Ids, added: Ids, edit: Edit, path: Path) -> str:
+    """Writes the FAISS index without some ids and with others, and returns its SHA-256; one that cannot remove is made
+    again.
+    """
     vectors = np.stack(edit.vectors) if edit.vectors else np.empty((0, index.manifest.dimension), dtype=np.float32)
     if len(removed) and not can_remove(index.manifest.factory):
         ids, stored, _ = index.read_vectors()
         kept = ~np.isin(ids, removed)
         ids, vectors = np.concatenate([ids[kept], added]), np.concatenate([stored[kept], vectors])
-        write_faiss(make_faiss(index.manifest.factory, vectors, ids), path)
-        return
+        return write_faiss(make_faiss(index.manifest.factory, vectors, ids), path)
     changed = read_faiss(name_generation(index.folder, index.manifest.generation) / FAISS)
     if len(removed):
         remove_from_faiss(changed, removed)
     if len(added):
         add_to_faiss(changed, vectors, added)
-    write_faiss(changed, path)
+    return write_faiss(changed, path)

@@ -309,20 +309,20 @@ def draft_generation(folder: Path) -> Iterator[Path]:
         raise IndexFolderError(f"the index {folder} is damaged: its {CATALOGUE}: {error}; {AGAIN}") from error
 
 
-def commit_generation(draft: Path, manifest: Manifest, unchanged: Mapping[str, str] = MappingProxyType({})) -> Manifest:
+def commit_generation(draft: Path, manifest: Manifest, known: Mapping[str, str] = MappingProxyType({})) -> Manifest:
     """Puts a complete draft in force, and removes the generations before the last one.
 
     Args:
         draft: where all files but the manifest lie.
         manifest: of which the number and the checksums are filled in here.
-        unchanged: the SHA-256 of files that were linked from the generation before.
+        known: the SHA-256 of files that were linked from the generation before, or hashed as they were written.
 
     Raises:
         InputError: the model is not the one that made the vectors.
     """
     folder, number = draft.parent.parent, int(draft.name[1:])
     paths = sorted(draft.iterdir())
-    files = {path.name: unchanged.get(path.name) or hash_file(path) for path in paths}
+    files = {path.name: known.get(path.name) or hash_file(path) for path in paths}
     if files[MODEL] != manifest.model_sha256:
         raise InputError(f"the model of the index {folder} was changed meanwhile: give the command again")
     sizes = {path.name: path.stat().st_size for path in paths}

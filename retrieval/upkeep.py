@@ -107,7 +107,8 @@ def rebuild_index(folder: Path, choose: Callable[[Embeddings], IndexType] | None
         with draft_generation(folder) as draft:
             kept = [name for name in manifest.files if name != FAISS]
             link_files(before, draft, kept)
-            write_faiss(make_faiss(kind.factory, vectors, ids), draft / FAISS)
+            known = {name: manifest.files[name] for name in kept}
+            known[FAISS] = write_faiss(make_faiss(kind.factory, vectors, ids), draft / FAISS)
             made = replace(
                 manifest,
                 factory=kind.factory,
@@ -116,7 +117,7 @@ def rebuild_index(folder: Path, choose: Callable[[Embeddings], IndexType] | None
                 trained_on=len(items),
                 version=__version__,
             )
-            return commit_generation(draft, made, {name: manifest.files[name] for name in kept})
+            return commit_generation(draft, made, known)
 
 
 def compact_index(folder: Path) -> Manifest:
@@ -201,7 +202,7 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
                 all_vectors.append(vectors)
         ids, vectors = np.concatenate(all_ids), np.concatenate(all_vectors)
         write_segment(draft / name_segment(1), ids, vectors)
-        write_faiss(make_faiss(first.factory, vectors, ids), draft / FAISS)
+        known = {FAISS: write_faiss(make_faiss(first.factory, vectors, ids), draft / FAISS)}
         made = replace(
             first,
             items=len(ids),
@@ -211,7 +212,7 @@ def merge_indexes(folders: Sequence[Path], out: Path) -> Manifest:
             source=first.source if first.source in ("", first.root) else NO_SOURCE,
             version=__version__,
         )
-        return commit_generation(draft, made)
+        return commit_generation(draft, made, known)
 
 
 def _check_merge_output(out: Path) -> None:
