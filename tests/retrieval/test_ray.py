@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from indistill.data.sets import ImageSet, open_images
@@ -117,11 +116,13 @@ def build(gallery: ImageSet, model: EmbeddingSession, out: Path, shards: int | N
 
 
 def wait_for_actors() -> None:
-    """Returns when an actor runs on each of the four CPUs, so that none comes too late for a share of the work."""
+    """Returns when an actor on each of the four CPUs has started, so that none comes too late for its share."""
+    from ray._private.state import actors  # the public way needs Ray's dashboard
+
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        titles = [process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])]
-        if sum(title[0].startswith("ray::Embedder") for title in titles) == 4:
+        if sum(actor["State"] == "ALIVE" for actor in actors().values()) == 4:
+            time.sleep(1)  # for the answers that they have started to come in
             return
         time.sleep(0.1)
 
