@@ -107,7 +107,10 @@ def build_on_cluster(
                 chunks = plan_chunks(gallery, spread.chunk_images, options.source)
                 if spread.embeddings is not None:
                     require_own_chunks(folder, chunks[0], session.sha256)
-                work = embed_chunks(gallery, chunks, session, folder, workers=options.workers, on_progress=on_progress)
+                with _explain_interruption(folder, len(chunks)):
+                    work = embed_chunks(
+                        gallery, chunks, session, folder, workers=options.workers, on_progress=on_progress
+                    )
                 source = _Source(gallery, session, folder, chunks, spread.part_vectors, options.source)
                 manifest, skipped = _write(source, out, options, spread.shards)
                 shutil.rmtree(out / PENDING_CHUNKS, ignore_errors=True)
@@ -122,6 +125,17 @@ def _discard_unfinished(out: Path) -> Iterator[None]:
     """Removes a folder in which nothing was embedded or finished; shards in force stay."""
     with nullcontext() if (out / SHARDS).exists() else discard_unfinished(out):
         yield
+
+
+@contextmanager
+def _explain_interruption(folder: Path, chunks: int) -> Iterator[None]:
+    """Notes on Ctrl-C what is kept, for the line that `cli/main.py` prints."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if kept := len(list(folder.glob("*.json"))):
+            error.add_note(f"{kept:,} of {chunks:,} chunks are embedded and kept: the same command goes on from there")
+        raise
 
 
 @contextmanager

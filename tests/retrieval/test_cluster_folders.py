@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -412,3 +413,19 @@ def test_images_of_an_address_are_removed_by_their_paths(
     for source in (None, url):
         with pytest.raises(InputError, match=f"{url} is an address, which 'index sync' does not follow"):
             sync_folder(out, source)
+
+
+def test_ctrl_c_tells_how_much_of_the_embedding_is_kept(
+    tmp_path: Path, gallery: FolderSet, small_model: EmbeddingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(images: ImageSet, chunks: list[Chunk], model: EmbeddingSession, folder: Path, **_: object) -> None:
+        part = cut_images(images, chunks[0].start, chunks[0].stop)
+        write_chunk(folder, chunks[0], part, embed_files(part, model), model_sha256=model.sha256, node="here")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "start_ray", lambda _: nullcontext())
+    monkeypatch.setattr(building, "embed_chunks", stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        build_on_cluster(gallery, small_model, tmp_path / "out", BuildOptions(), Spread(chunk_images=8))
+    total = len(plan_chunks(gallery, 8, ""))
+    assert caught.value.__notes__ == [f"1 of {total} chunks are embedded and kept: the same command goes on from there"]
