@@ -1,0 +1,226 @@
+"""Mutants of the core: does a test fail when one operator, number, name or argument of the method is changed?
+
+python -m benchmarks.mutants --out benchmarks/mutants.json --page benchmarks/mutants.md
+
+mutmut (extra `mutation`) changes the functions of the modules in `PARTS` and runs the tests beside them; a mutant that
+no test notices survives. It works on a copy in which `cli/`, `export/` and `retrieval/` lie inside the package, for it
+names a module by its path, and in which `f = decorate(f)` stands below a decorated function, which it would leave as it
+is. Constants of modules and defaults of dataclasses are not changed. `mutants_reasons.yaml` says of each survivor why
+no test should notice it; one without a reason is named, and the command ends with 1. `--part NAME` repeats one part and
+takes the others from the file.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from benchmarks.machine import describe_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+REASONS = ROOT / "benchmarks" / "mutants_reasons.yaml"
+LINKED = ("cli", "export", "retrieval")
+COPIED = ("indistill", *LINKED, "tests", "docs", "pyproject.toml")
+
+
+class Part(NamedTuple):
+    modules: tuple[str, ...]  # patterns below indistill/
+    tests: tuple[str, ...]  # below tests/, without what starts servers, processes or whole runs
+
+
+PARTS = {
+    "losses": Part(
+        ("losses/*.py",),
+        (
+            "indistill/test_losses.py",
+            "indistill/test_losses_behaviour.py",
+            "indistill/test_losses_golden.py",
+            "indistill/test_terms.py",
+        ),
+    ),
+    "pruning": Part(("pruning.py",), ("indistill/test_pruning.py",)),
+    "curriculum": Part(
+        ("curriculum.py", "schedule.py"), ("indistill/test_curriculum.py", "indistill/test_schedule.py")
+    ),
+    "metrics": Part(
+        tuple(
+            f"retrieval/{name}.py" for name in ("metrics", "ranks", "evaluate", "ground_truth", "judged", "intervals")
+        ),
+        tuple(f"retrieval/test_{name}.py" for name in ("metrics", "map_among", "ground_truth", "judged", "intervals")),
+    ),
+    "catalogue": Part(("retrieval/catalogue.py",), ("retrieval/test_catalogue.py",)),
+}
+
+CONFIG = """
+[tool.mutmut]
+source_paths = ["indistill"]
+also_copy = ["docs"]
+only_mutate = {modules}
+pytest_add_cli_args = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist"]
+pytest_add_cli_args_test_selection = {tests}
+process_isolation = "forkserver"
+timeout_multiplier = 4.0
+timeout_constant = 10.0
+use_git_change_detection = false
+"""
+
+
+def undecorate(source: str) -> str:
+    """Returns the source with `f = decorate(f)` below each decorated function of the module."""
+    lines = source.splitlines()
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            called = node.name
+            for decorator in reversed(node.decorator_list):
+                called = f"{ast.unparse(decorator)}({called})"
+            lines.insert(node.end_lineno or 0, f"{node.name} = {called}")
+            del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "\n".join(lines) + "\n"
+
+
+def copy_sources(work: Path, part: Part) -> None:
+    """Writes what the tests of a part need, with the configuration of mutmut."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", *COPIED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        source, below = ROOT / name, "indistill" if name.startswith(tuple(f"{folder}/" for folder in LINKED)) else "."
+        if source.is_file():
+            (work / below / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, work / below / name)
+    for pattern in part.modules:
+        for path in (work / "indistill").glob(pattern):
+            path.write_text(undecorate(path.read_text(encoding="utf-8")), encoding="utf-8")
+    modules, tests = ([f"{root}/{name}" for name in names] for root, names in zip(("indistill", "tests"), part))
+    with (work / "pyproject.toml").open("a", encoding="utf-8") as file:
+        file.write(CONFIG.format(modules=json.dumps(modules), tests=json.dumps(tests)))
+
+
+def run_part(part: Part, processes: int, work: Path) -> dict:
+    """Returns the number of mutants of each module by what became of them, and the survivors."""
+    copy_sources(work, part)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes)]
+    subprocess.run(command, cwd=work, env=environment, check=True)
+    return read_results(work)
+
+
+def read_results(work: Path) -> dict:
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+    from mutmut.stats import status_by_exit_code
+
+    modules, survivors = {}, []
+    with contextlib.chdir(work):
+        for meta in sorted(Path("mutants").rglob("*.py.meta")):
+            path = meta.relative_to("mutants").with_suffix("")
+            codes = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
+            statuses = {name: status_by_exit_code[code] for name, code in codes.items()}
+            if statuses:
+                module = str(path).replace("indistill/retrieval/", "retrieval/")
+                modules[module] = dict(Counter(statuses.values()))
+                for name, status in statuses.items():
+                    if status not in ("killed", "timeout"):
+                        change = describe_change(get_diff_for_mutant(name, path=path))
+                        function = re.sub(r"__mutmut_\d+$", "", name.rpartition(".")[2]).removeprefix("x_")
+                        function = function.removeprefix("xǁ").replace("ǁ", ".")
+                        survivors.append({"module": module, "function": function, "status": status, "change": change})
+    return {"modules": modules, "survivors": survivors}
+
+
+def describe_change(diff: str) -> str:
+    """Returns the changed lines as `same [old → new] same`, cut to some characters of what is the same."""
+    lines = diff.splitlines()[2:]
+    old, new = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+    start = len(os.path.commonprefix([old, new]))
+    end = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]]))
+    stop_old, stop_new = len(old) - end, len(new) - end
+    return f"{old[:start][-48:]}[{old[start:stop_old]} → {new[start:stop_new]}]{old[stop_old:][:32]}"
+
+
+def find_reason(survivor: dict, reasons: list[dict]) -> dict | None:
+    text = f"{survivor['module']} {survivor['function']}: {survivor['change']}"
+    return next((reason for reason in reasons if any(re.search(p, text) for p in reason["changes"])), None)
+
+
+def write_page(found: dict, reasons: list[dict]) -> tuple[str, list[dict]]:
+    """Returns the page, and the survivors without a reason."""
+    rows, totals = [], Counter()
+    for part, result in found["parts"].items():
+        for module, counts in result["modules"].items():
+            count, killed, late = sum(counts.values()), counts.get("killed", 0), counts.get("timeout", 0)
+            totals.update(mutants=count, killed=killed, timeouts=late)
+            share = f"{100 * (killed + late) / count:.1f} %"
+            rows.append(f"| {part} | `{module}` | {count} | {killed} | {late} | {count - killed - late} | {share} |")
+    count, killed, late = (totals[name] for name in ("mutants", "killed", "timeouts"))
+    survivors = [survivor for result in found["parts"].values() for survivor in result["survivors"]]
+    settled = [(survivor, find_reason(survivor, reasons)) for survivor in survivors]
+    kinds = Counter(reason["kind"] if reason else "without a reason" for _, reason in settled)
+    lines = [
+        "# Mutants of the core",
+        "",
+        "`python -m benchmarks.mutants --out benchmarks/mutants.json --page benchmarks/mutants.md` "
+        f"(mutmut {found['mutmut']}, {found['machine']['cpu']}, {found['date']}). What is changed and what not is said "
+        "at the top of that file. A mutant that runs longer than ten seconds and four times the tests is a timeout, and "
+        "counts as killed.",
+        "",
+        "| part | module | mutants | killed | timeouts | survived | share killed |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        f"| **all** | | **{count}** | **{killed}** | **{late}** | **{count - killed - late}** "
+        f"| **{100 * (killed + late) / count:.1f} %** |",
+        "",
+        f"Survivors: {', '.join(f'{number} {kind}' for kind, number in kinds.most_common())}. "
+        "`[old → new]` is the change.",
+    ]
+    for reason in reasons:
+        mine = [survivor for survivor, found_reason in settled if found_reason is reason]
+        if mine:
+            lines += ["", f"**{reason['kind'].capitalize()}** ({len(mine)}): {reason['why']}", ""]
+            lines += [f"- `{s['module']}` {s['function']}: `` {s['change']} ``" for s in mine]
+    return "\n".join(lines) + "\n", [survivor for survivor, reason in settled if reason is None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="this part alone")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="JSON of the counts and survivors")
+    parser.add_argument("--page", type=Path, help="table and survivors as Markdown")
+    parser.add_argument("--read", action="store_true", help="run nothing: the page from --out")
+    options = parser.parse_args()
+    found = {"parts": {}}
+    if options.out is not None and options.out.exists() and (options.part or options.read):
+        found = json.loads(options.out.read_text(encoding="utf-8"))
+    if not options.read:
+        from importlib import metadata
+
+        found.update(mutmut=metadata.version("mutmut"), machine=describe_machine(), date=f"{datetime.now(UTC):%Y-%m-%d}")
+        for name in options.part or PARTS:
+            with tempfile.TemporaryDirectory() as folder:
+                found["parts"][name] = run_part(PARTS[name], options.processes, Path(folder))
+    found["parts"] = {name: found["parts"][name] for name in PARTS if name in found["parts"]}
+    page, unexplained = write_page(found, yaml.safe_load(REASONS.read_text(encoding="utf-8")))
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.page is not None:
+        options.page.write_text(page, encoding="utf-8")
+    print(page)
+    for survivor in unexplained:
+        print(f"no reason: {survivor['module']} {survivor['function']}: {survivor['change']}")
+    sys.exit(1 if unexplained else 0)
+
+
+if __name__ == "__main__":
+    main()
