@@ -56,9 +56,13 @@ PARTS = {
     ),
     "metrics": Part(
         tuple(
-            f"retrieval/{name}.py" for name in ("metrics", "ranks", "evaluate", "ground_truth", "judged", "intervals")
+            f"retrieval/{name}.py"
+            for name in ("metrics", "ranks", "evaluate", "deployed", "ground_truth", "judged", "intervals")
         ),
-        tuple(f"retrieval/test_{name}.py" for name in ("metrics", "map_among", "ground_truth", "judged", "intervals")),
+        tuple(
+            f"retrieval/test_{name}.py"
+            for name in ("metrics", "evaluate", "deployed", "map_among", "ground_truth", "judged", "intervals")
+        ),
     ),
     "catalogue": Part(("retrieval/catalogue.py",), ("retrieval/test_catalogue.py",)),
 }
@@ -206,7 +210,9 @@ def main() -> None:
     if not options.read:
         from importlib import metadata
 
-        found.update(mutmut=metadata.version("mutmut"), machine=describe_machine(), date=f"{datetime.now(UTC):%Y-%m-%d}")
+        found.update(
+            mutmut=metadata.version("mutmut"), machine=describe_machine(), date=f"{datetime.now(UTC):%Y-%m-%d}"
+        )
         for name in options.part or PARTS:
             with tempfile.TemporaryDirectory() as folder:
                 found["parts"][name] = run_part(PARTS[name], options.processes, Path(folder))

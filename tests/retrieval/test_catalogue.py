@@ -177,10 +177,14 @@ def test_a_catalogue_is_read_though_its_folder_takes_no_lock(path: Path) -> None
 
 def test_a_missing_catalogue_is_damage_and_one_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     missing = tmp_path / "c.sqlite"
-    with pytest.raises(IndexFolderError, match=f"^the index is damaged: {re.escape(str(missing))} is missing; build it"):
+    with pytest.raises(
+        IndexFolderError, match=f"^the index is damaged: {re.escape(str(missing))} is missing; build it"
+    ):
         Catalogue(missing)
     assert not missing.exists()
-    with pytest.raises(IndexFolderError, match=f"^the index cannot be read: {re.escape(str(tmp_path))}: Is a directory$"):
+    with pytest.raises(
+        IndexFolderError, match=f"^the index cannot be read: {re.escape(str(tmp_path))}: Is a directory$"
+    ):
         Catalogue(tmp_path)
 
 
