@@ -107,7 +107,8 @@ def copy_sources(work: Path, part: Part) -> None:
     for pattern in part.modules:
         for path in (work / "indistill").glob(pattern):
             path.write_text(undecorate(path.read_text(encoding="utf-8")), encoding="utf-8")
-    modules, tests = ([f"{root}/{name}" for name in names] for root, names in zip(("indistill", "tests"), part))
+    modules = [f"indistill/{name}" for name in part.modules]
+    tests = [f"tests/{name}" for name in part.tests]
     with (work / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write(CONFIG.format(modules=json.dumps(modules), tests=json.dumps(tests)))
 
@@ -147,10 +148,16 @@ def describe_change(diff: str) -> str:
     """Returns the changed lines as `same [old → new] same`, cut to some characters of what is the same."""
     lines = diff.splitlines()[2:]
     old, new = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
-    start = len(os.path.commonprefix([old, new]))
-    end = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]]))
+    start = count_same(old, new)
+    end = count_same(old[start:][::-1], new[start:][::-1])
     stop_old, stop_new = len(old) - end, len(new) - end
     return f"{old[:start][-48:]}[{old[start:stop_old]} → {new[start:stop_new]}]{old[stop_old:][:32]}"
+
+
+def count_same(first: str, second: str) -> int:
+    """Returns how many letters two texts have in common at their start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def find_reason(survivor: dict, reasons: list[dict]) -> dict | None:
@@ -176,8 +183,8 @@ def write_page(found: dict, reasons: list[dict]) -> tuple[str, list[dict]]:
         "",
         "`python -m benchmarks.mutants --out benchmarks/mutants.json --page benchmarks/mutants.md` "
         f"(mutmut {found['mutmut']}, {found['machine']['cpu']}, {found['date']}). What is changed and what not is said "
-        "at the top of that file. A mutant that runs longer than ten seconds and four times the tests is a timeout, and "
-        "counts as killed.",
+        "at the top of that file. A mutant that runs longer than ten seconds and four times its tests is a timeout, "
+        "and counts as killed.",
         "",
         "| part | module | mutants | killed | timeouts | survived | share killed |",
         "|---|---|---|---|---|---|---|",

@@ -43,7 +43,7 @@ def test_junk_is_neither_relevant_nor_an_empty_query() -> None:
     task = make_task(gallery, make_labelled("a", "junk", "c"), Protocol(junk="junk"))
     assert (task.gallery_labels.tolist(), task.query_labels.tolist()) == ([0, JUNK, 1, JUNK], [0, JUNK, UNLABELLED])
     assert list_empty(task).tolist() == [2]
-    with pytest.raises(DataError, match="^no query has a class of the gallery"):
+    with pytest.raises(DataError, match=r"^no query has a class of the gallery"):
         make_task(gallery, make_labelled("junk", "c"), Protocol(junk="junk"))
 
 
@@ -61,9 +61,9 @@ def test_some_of_many_classes_are_named_where_the_junk_is_none() -> None:
 def test_vectors_that_are_not_finite_are_named(value: float) -> None:
     good, bad = make_labelled("a", "b"), make_labelled("a", "b")
     bad.vectors[1, 3] = value
-    with pytest.raises(DataError, match="^the model gives vectors that are not finite for the gallery$"):
+    with pytest.raises(DataError, match=r"^the model gives vectors that are not finite for the gallery$"):
         make_task(bad, good)
-    with pytest.raises(DataError, match="^the model gives vectors that are not finite for the queries$"):
+    with pytest.raises(DataError, match=r"^the model gives vectors that are not finite for the queries$"):
         make_task(good, bad)
 
 
@@ -72,11 +72,11 @@ def test_what_has_no_relevant_image_at_all_is_told_apart() -> None:
     with pytest.raises(DataError, match=f"^the gallery has no classes: .* or labels; {WITHOUT_CLASSES}$"):
         make_task(nothing, nothing)
     with pytest.raises(
-        DataError, match="^every image is alone in its class: two images of a class at least are needed$"
+        DataError, match=r"^every image is alone in its class: two images of a class at least are needed$"
     ):
         make_task(alone, alone, Protocol(leave_one_out=True))
     with pytest.raises(
-        DataError, match="^no query has a class of the gallery: both need a sub-folder for each class, of"
+        DataError, match=r"^no query has a class of the gallery: both need a sub-folder for each class, of"
     ):
         make_task(alone, make_labelled("c"))
 
