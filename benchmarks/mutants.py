@@ -76,7 +76,7 @@ pytest_add_cli_args = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p"
 pytest_add_cli_args_test_selection = {tests}
 process_isolation = "forkserver"
 timeout_multiplier = 4.0
-timeout_constant = 10.0
+timeout_constant = 30.0
 use_git_change_detection = false
 """
 
@@ -183,7 +183,7 @@ def write_page(found: dict, reasons: list[dict]) -> tuple[str, list[dict]]:
         "",
         "`python -m benchmarks.mutants --out benchmarks/mutants.json --page benchmarks/mutants.md` "
         f"(mutmut {found['mutmut']}, {found['machine']['cpu']}, {found['date']}). What is changed and what not is said "
-        "at the top of that file. A mutant that runs longer than ten seconds and four times its tests is a timeout, "
+        "at the top of that file. A mutant that runs longer than four times its tests and two minutes is a timeout, "
         "and counts as killed.",
         "",
         "| part | module | mutants | killed | timeouts | survived | share killed |",
