@@ -2,17 +2,18 @@
 
 python -m benchmarks.mutants --out benchmarks/mutants.json --page benchmarks/mutants.md
 
-mutmut (extra `mutation`) changes the functions of the modules in `PARTS` and runs the tests beside them; a mutant that
-no test notices survives. It works on a copy in which `cli/`, `export/` and `retrieval/` lie inside the package, for it
-names a module by its path, and in which `f = decorate(f)` stands below a decorated function, which it would leave as it
-is. Constants of modules and defaults of dataclasses are not changed. `mutants_reasons.yaml` says of each survivor why
-no test should notice it; one without a reason is named, and the command ends with 1. `--part NAME` repeats one part and
-takes the others from the file.
+mutmut (extra `mutation`) changes the functions of the modules in `PARTS`, and `mutant_loop.py` runs the tests beside
+them, in place of mutmut's own runner, which takes pytest anew for each mutant; a mutant that no test notices survives.
+This happens in a copy in which `cli/`, `export/` and `retrieval/` lie inside the package, and `f = decorate(f)` stands
+below a decorated function, which mutmut would leave as it is. Constants of modules and defaults of dataclasses
+are not changed. `mutants_reasons.yaml` says of each survivor why no test should notice it; one without a reason is
+named, and the command ends with 1. `--part NAME` repeats one part and takes the others from the file.
 """
 
 import argparse
 import ast
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -67,19 +68,6 @@ PARTS = {
     "catalogue": Part(("retrieval/catalogue.py",), ("retrieval/test_catalogue.py",)),
 }
 
-CONFIG = """
-[tool.mutmut]
-source_paths = ["indistill"]
-also_copy = ["docs"]
-only_mutate = {modules}
-pytest_add_cli_args = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist"]
-pytest_add_cli_args_test_selection = {tests}
-process_isolation = "forkserver"
-timeout_multiplier = 4.0
-timeout_constant = 30.0
-use_git_change_detection = false
-"""
-
 
 def undecorate(source: str) -> str:
     """Returns the source with `f = decorate(f)` below each decorated function of the module."""
@@ -94,8 +82,8 @@ def undecorate(source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def copy_sources(work: Path, part: Part) -> None:
-    """Writes what the tests of a part need, with the configuration of mutmut."""
+def copy_sources(work: Path) -> None:
+    """Writes what the tests need into a folder."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", *COPIED], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -104,50 +92,62 @@ def copy_sources(work: Path, part: Part) -> None:
         if source.is_file():
             (work / below / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, work / below / name)
-    for pattern in part.modules:
-        for path in (work / "indistill").glob(pattern):
-            path.write_text(undecorate(path.read_text(encoding="utf-8")), encoding="utf-8")
-    modules = [f"indistill/{name}" for name in part.modules]
-    tests = [f"tests/{name}" for name in part.tests]
-    with (work / "pyproject.toml").open("a", encoding="utf-8") as file:
-        file.write(CONFIG.format(modules=json.dumps(modules), tests=json.dumps(tests)))
+    # mutmut wants to be told of its project
+    (work / "setup.cfg").write_text("[mutmut]\nsource_paths = indistill\n", encoding="utf-8")
+
+
+def mutate_modules(work: Path, part: Part) -> dict[str, dict]:
+    """Puts the mutants into the modules of the copy, and returns module, function and change of each."""
+    from mutmut.mutation.file_mutation import mutate_file_contents
+
+    mutants = {}
+    for path in sorted(path for pattern in part.modules for path in (work / "indistill").glob(pattern)):
+        module = str(path.relative_to(work))
+        mutated = mutate_file_contents(module, undecorate(path.read_text(encoding="utf-8")))
+        path.write_text(mutated.code, encoding="utf-8")
+        lines = mutated.code.splitlines()
+        for name in mutated.mutant_names:
+            function = name.rpartition("__mutmut_")[0]
+            spans = (mutated.line_span_by_function_name[key] for key in (f"{function}__mutmut_orig", name))
+            change = describe_change(*(lines[span.start - 1 : span.end] for span in spans))
+            mutants[f"{module.removesuffix('.py').replace('/', '.')}.{name}"] = {
+                "module": module.replace("indistill/retrieval/", "retrieval/"),
+                "function": function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", "."),
+                "change": change,
+            }
+    return mutants
 
 
 def run_part(part: Part, processes: int, work: Path) -> dict:
     """Returns the number of mutants of each module by what became of them, and the survivors."""
-    copy_sources(work, part)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": ""}
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes)]
-    subprocess.run(command, cwd=work, env=environment, check=True)
-    return read_results(work)
-
-
-def read_results(work: Path) -> dict:
-    from mutmut.mutation.diff_apply import get_diff_for_mutant
-    from mutmut.stats import status_by_exit_code
-
-    modules, survivors = {}, []
+    copy_sources(work)
     with contextlib.chdir(work):
-        for meta in sorted(Path("mutants").rglob("*.py.meta")):
-            path = meta.relative_to("mutants").with_suffix("")
-            codes = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
-            statuses = {name: status_by_exit_code[code] for name, code in codes.items()}
-            if statuses:
-                module = str(path).replace("indistill/retrieval/", "retrieval/")
-                modules[module] = dict(Counter(statuses.values()))
-                for name, status in statuses.items():
-                    if status not in ("killed", "timeout"):
-                        change = describe_change(get_diff_for_mutant(name, path=path))
-                        function = re.sub(r"__mutmut_\d+$", "", name.rpartition(".")[2]).removeprefix("x_")
-                        function = function.removeprefix("xǁ").replace("ǁ", ".")
-                        survivors.append({"module": module, "function": function, "status": status, "change": change})
-    return {"modules": modules, "survivors": survivors}
+        mutants = mutate_modules(work, part)
+    names, results = work / "mutants.json", work / "results.jsonl"
+    names.write_text(json.dumps(list(mutants)), encoding="utf-8")
+    environment = {**os.environ, "MUTANTS": str(names), "RESULTS": str(results), "MUTANT_PROCESSES": str(processes)}
+    environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONPATH=str(ROOT / "benchmarks"))
+    plugins = [word for name in ("mutant_loop", "no:randomly", "no:cacheprovider", "no:xdist") for word in ("-p", name)]
+    tests = [f"tests/{name}" for name in part.tests]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", *plugins, *tests]
+    subprocess.run(command, cwd=work, env=environment, check=True, stdout=subprocess.DEVNULL)
+    modules, survivors = defaultdict(Counter), []
+    for line in results.read_text(encoding="utf-8").splitlines():
+        result = json.loads(line)
+        mutant, status = mutants[result["name"]], result["status"]
+        modules[mutant["module"]][status] += 1
+        if status not in ("killed", "timeout"):
+            survivors.append({**mutant, "status": status})
+    return {
+        "modules": {name: dict(sorted(counts.items())) for name, counts in sorted(modules.items())},
+        "survivors": sorted(survivors, key=lambda s: (s["module"], s["function"], s["change"])),
+    }
 
 
-def describe_change(diff: str) -> str:
+def describe_change(before: list[str], after: list[str]) -> str:
     """Returns the changed lines as `same [old → new] same`, cut to some characters of what is the same."""
-    lines = diff.splitlines()[2:]
-    old, new = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+    changed = [line for line in difflib.ndiff(before, after) if "__mutmut_" not in line]
+    old, new = (" ".join(line[2:].strip() for line in changed if line.startswith(sign)) for sign in "-+")
     start = count_same(old, new)
     end = count_same(old[start:][::-1], new[start:][::-1])
     stop_old, stop_new = len(old) - end, len(new) - end
@@ -183,8 +183,8 @@ def write_page(found: dict, reasons: list[dict]) -> tuple[str, list[dict]]:
         "",
         "`python -m benchmarks.mutants --out benchmarks/mutants.json --page benchmarks/mutants.md` "
         f"(mutmut {found['mutmut']}, {found['machine']['cpu']}, {found['date']}). What is changed and what not is said "
-        "at the top of that file. A mutant that runs longer than four times its tests and two minutes is a timeout, "
-        "and counts as killed.",
+        "at the top of that file. A mutant with which its tests take four times as long and five seconds more "
+        "is a timeout, and counts as killed.",
         "",
         "| part | module | mutants | killed | timeouts | survived | share killed |",
         "|---|---|---|---|---|---|---|",
