@@ -23,6 +23,7 @@ TORCH_FREE = {
     "indistill.preprocess",
     "indistill.progress",
     "indistill.data.sets",
+    "indistill.data.specs",
     "indistill.data.shards",
     "indistill.data.ahead",
     "indistill.data.cub",
@@ -144,8 +145,8 @@ def test_the_wheel_holds_every_module_and_imports_elsewhere(tmp_path: Path) -> N
     for module, path in list_modules().items():
         file = module.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py")
         assert file in names
-    assert {"indistill/py.typed", "indistill/report.html", "indistill/recipes/cifar10.yaml"} <= names
-    assert {"indistill/retrieval/sheet.html", "indistill/retrieval/evaluation.html"} <= names
+    assert {"indistill/py.typed", "indistill/reports/page.html", "indistill/recipes/cifar10.yaml"} <= names
+    assert {"indistill/retrieval/sheet.html", "indistill/retrieval/evaluation/page.html"} <= names
     assert {f"indistill/retrieval/serve/{name}" for name in ("page.html", "page.js", "page.css", "icon.svg")} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"indistill"}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from indistill.closeness import (
+from indistill.errors import DataError
+from indistill.reports.closeness import (
     MINIMUM_IMAGES,
     NEIGHBOURS,
     compute_linear_cka,
@@ -17,7 +18,6 @@ from indistill.closeness import (
     prepare_vectors,
     sample_pairs,
 )
-from indistill.errors import DataError
 
 COUNT = 60
 
