@@ -37,14 +37,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.machine import describe_machine, format_spread, measure_spread, report_machine, write_figures
+from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distillation.curriculum import Phase
 from indistill.distillation.distill import Distillation, build_step, build_terms
+from indistill.distillation.pairing import pair_stages
 from indistill.models.loading import load_network
 from indistill.runs.compress import plan_curriculum
 from indistill.runs.config import Recipe, load_recipe
-from indistill.stages.pairing import pair_stages
 from indistill.training.loop import Record, Step, train
 
 CLASSES = 10

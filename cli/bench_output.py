@@ -9,7 +9,7 @@ from indistill.cli.output import print_json, print_table
 from indistill.errors import IndistillError
 from indistill.export.bench_compare import Change, list_regressions
 from indistill.export.bench_report import BenchReport, Include, Quality, Result, Row
-from indistill.runs.folder import write_text
+from indistill.run_folder import write_text
 
 NONE = "-"
 INCLUDED: dict[Include, str] = {

@@ -12,6 +12,7 @@ import torch
 from indistill import __version__
 from indistill.cli.inputs import load_untrained
 from indistill.cli.output import print_closeness_briefly
+from indistill.closeness import EmbeddedImages, measure_closeness, measure_overlaps, prepare_vectors
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, sample_images
 from indistill.data.specs import locate_data
@@ -21,10 +22,9 @@ from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray
 from indistill.progress import make_console, show_progress
-from indistill.reports.closeness import EmbeddedImages, measure_closeness, measure_overlaps, prepare_vectors
 from indistill.reports.page import Picture, ReportSection, encode_thumbnail, write_training_report
 from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
-from indistill.runs.folder import Run, read_metrics, read_run, write_text
+from indistill.run_folder import Run, read_metrics, read_run, write_text
 
 SCHEMA_VERSION = 1
 IMAGES = 1000

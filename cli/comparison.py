@@ -23,7 +23,7 @@ from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
 from indistill.reports.comparison import Group
 from indistill.retrieval.evaluation.evaluate import METRICS, LabelledVectors, evaluate_retrieval
-from indistill.runs.folder import Run, read_metrics, write_text
+from indistill.run_folder import Run, read_metrics, write_text
 
 TIMED_IMAGES = 8
 ROUNDS = 5

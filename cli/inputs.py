@@ -14,8 +14,8 @@ from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress, show_status
+from indistill.run_folder import Run, read_environment, read_run
 from indistill.runs.config import Recipe, load_recipe, parse_overrides, validate_recipe
-from indistill.runs.folder import Run, read_environment, read_run
 
 if TYPE_CHECKING:
     from indistill.export.onnx import Provenance
@@ -108,7 +108,7 @@ def read_recipe(
 
 def read_training_pixels(images: ImageSet, recipe: Recipe) -> Pixels | StreamedPixels:
     """Returns the pixels of a set, in memory or streamed, with a progress bar; says how many images were skipped."""
-    from indistill.training.processes import count_processes, exchange, get_rank
+    from indistill.parallel.processes import count_processes, exchange, get_rank
 
     share = Share(get_rank(), count_processes(), exchange)
     with show_progress(f"reading {images.name}", len(images.names)) as advance:

@@ -111,7 +111,7 @@ def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
     if "torch" not in sys.modules:
         typer.echo(line, err=True)
     else:
-        from indistill.training.processes import claim_failure, count_processes
+        from indistill.parallel.processes import claim_failure, count_processes
 
         if claim_failure(doubtful=doubtful):
             typer.echo(line, file=sys.__stderr__ if count_processes() > 1 else sys.stderr)

@@ -12,6 +12,7 @@ from indistill.cli.inputs import load_described
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, open_folder
 from indistill.data.specs import open_images
+from indistill.distillation.pairing import pair_stages
 from indistill.errors import ExistsError
 from indistill.export.bench import Protocol, run_bench
 from indistill.export.bench_process import Engine
@@ -25,12 +26,11 @@ from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_re
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import STYLE, SheetRow, render_rows
 from indistill.retrieval.store.build import build_index
+from indistill.run_folder import check_no_file_above, read_metrics, read_run, write_text
 from indistill.runs.compress import run_compress
 from indistill.runs.config import Recipe, load_recipe
-from indistill.runs.folder import check_no_file_above, read_metrics, read_run, write_text
 from indistill.runs.settings import RunSettings
 from indistill.runs.supervise import run_supervised
-from indistill.stages.pairing import pair_stages
 
 TEACHER, STUDENT = "paper:resnet18?width=16", "paper:cnn-s"
 TEACHER_EPOCHS = 12

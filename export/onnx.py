@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indistill import __version__
+from indistill.closeness import MINIMUM_IMAGES
 from indistill.errors import ExistsError, InputError, ModelError, VerificationError
 from indistill.export.artefact import GRAPH_SHA256, INPUT_NAMES, OUTPUT_NAME, Artefact, InputKind, Precision
 from indistill.export.graph import FEATURES, SHORTEST, append_norm, prepend_preprocessing
@@ -27,8 +28,7 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.export.verify import Agreement, Quality, find_failures, measure_agreement, require_agreement
 from indistill.models.loading import Network
 from indistill.preprocess import PixelArray, Preprocessing
-from indistill.reports.closeness import MINIMUM_IMAGES
-from indistill.runs.folder import write_text
+from indistill.run_folder import write_text
 from indistill.stages.graph import Embedder, end_at_embedding, freeze
 
 OPSET = 20

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from indistill.closeness import MINIMUM_IMAGES, find_neighbours, measure_overlaps
 from indistill.errors import VerificationError
 from indistill.export.artefact import Precision
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.preprocess import PixelArray, Preprocessing
-from indistill.reports.closeness import MINIMUM_IMAGES, find_neighbours, measure_overlaps
 
 BATCHES = (1, 2, 3, 32)
 BLOCK = 32

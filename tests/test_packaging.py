@@ -15,6 +15,20 @@ from indistill import errors
 ROOT = Path(__file__).parents[1]
 TOP = ("export", "retrieval", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LAYERS = (  # of indistill/, the folders from the lowest up; none imports one that stands after it
+    "parallel",
+    "data",
+    "stages",
+    "pruning",
+    "models",
+    "losses",
+    "recipes",
+    "curriculum",
+    "training",
+    "distillation",
+    "reports",
+    "runs",
+)
 TORCH_FREE = {
     "indistill.durable",
     "indistill.errors",
@@ -97,6 +111,23 @@ def test_imports_go_in_one_direction() -> None:
         for module, path in list_modules().items()
         for imported in list_imports(path)
         if find_part(imported) not in allowed[find_part(module)]
+    ]
+    assert wrong == []
+
+
+def find_layer(module: str) -> int:
+    """Returns where a module of indistill/ stands among the layers; -1 beside the folders, below them all."""
+    folder = module.split(".")[1]
+    return LAYERS.index(folder) if (ROOT / "indistill" / folder).is_dir() else -1
+
+
+def test_no_folder_imports_one_above_it() -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module, path in list_modules().items()
+        if find_part(module) == "indistill" and module != "indistill"
+        for imported in list_imports(path)
+        if find_part(imported) == "indistill" and find_layer(imported) > find_layer(module)
     ]
     assert wrong == []
 

@@ -35,7 +35,7 @@ def compare(
     from indistill.cli.comparison import check_sets, measure_runs, open_sets, time_groups
     from indistill.cli.standings import check_page, print_standings, write_standings
     from indistill.reports.comparison import compare_groups, find_group, group_runs
-    from indistill.runs.folder import read_run
+    from indistill.run_folder import read_run
 
     check_sets(gallery, queries)
     check_page(html, overwrite=overwrite)

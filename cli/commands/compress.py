@@ -162,8 +162,10 @@ def compress(
         import torch
 
         from indistill.cli.closeness import report_trained_run
+        from indistill.distillation.pairing import pair_stages
         from indistill.models.loading import check_trainable, load_network
         from indistill.models.students import make_student, settle_width
+        from indistill.parallel.processes import go_first, is_first, on_first
         from indistill.retrieval.evaluation.evaluate import measure_map_at_r
         from indistill.runs.auxiliary import check_hop, plan_chain, run_chain
         from indistill.runs.compress import (
@@ -178,9 +180,7 @@ def compress(
         from indistill.runs.resume import check_output
         from indistill.runs.settings import RunSettings
         from indistill.stages.graph import parse_pairs
-        from indistill.stages.pairing import pair_stages
         from indistill.training.devices import check_compilation, start_processes
-        from indistill.training.processes import go_first, is_first, on_first
 
     place = start_processes(device, devices, main)
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))

@@ -33,7 +33,7 @@ def report(
     from indistill.cli.output import print_closeness
     from indistill.data.sets import require_labels
     from indistill.data.specs import open_images
-    from indistill.runs.folder import read_run
+    from indistill.run_folder import read_run
     from indistill.training.devices import choose_device
 
     found = read_run(run)

@@ -70,12 +70,12 @@ def train(
         import torch
 
         from indistill.models.loading import check_trainable, load_network
+        from indistill.parallel.processes import go_first, on_first
         from indistill.retrieval.evaluation.evaluate import measure_map_at_r
         from indistill.runs.resume import check_output
         from indistill.runs.settings import RunSettings
         from indistill.runs.supervise import run_supervised
         from indistill.training.devices import check_compilation, start_processes
-        from indistill.training.processes import go_first, on_first
 
     place = start_processes(device, devices, main)
     on_first(lambda: check_output(out, overwrite=overwrite, resume=resume))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indistill.distillation.curriculum import Phase
+from indistill.curriculum.phases import Phase
 from indistill.distillation.teacher_cache import StoredTeacher
 from indistill.distillation.terms import Reading, Term, find_logits, measure_width
 from indistill.errors import ModelError, StageError
@@ -18,6 +18,8 @@ from indistill.losses.loss import Target
 from indistill.losses.options import LOGIT_LOSSES, LossOptions
 from indistill.losses.pkt import PktLoss
 from indistill.losses.supervised import build_supervised_loss
+from indistill.parallel.batch_norm import widen
+from indistill.parallel.processes import gather, weigh_share
 from indistill.pruning.channels import align_sizes, check_ranks, check_widths, measure_by, select_channels
 from indistill.stages.graph import (
     StagePair,
@@ -28,9 +30,7 @@ from indistill.stages.graph import (
     use_batch_statistics,
 )
 from indistill.stages.taps import Taps
-from indistill.training.batch_norm import widen
 from indistill.training.loop import Step
-from indistill.training.processes import gather, weigh_share
 
 Alignment = Literal["prune", "regressor"]
 

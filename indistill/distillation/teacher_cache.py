@@ -19,7 +19,8 @@ from indistill.errors import InputError
 from indistill.progress import show_progress
 from indistill.stages.graph import freeze
 from indistill.stages.taps import Taps
-from indistill.training.checkpoint import keep_random_states, list_tensors
+from indistill.tensors import list_tensors
+from indistill.training.checkpoint import keep_random_states
 
 DIGITS = 16  # of the SHA-256 in a name
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from indistill.errors import InputError
-from indistill.runs.folder import Run
+from indistill.run_folder import Run
 
 CONFIDENCE = 0.95
 SHORT_HASH = 8

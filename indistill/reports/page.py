@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from indistill.preprocess import PixelArray
-from indistill.runs.folder import write_text
+from indistill.run_folder import write_text
 
 if TYPE_CHECKING:
     from indistill.training.loop import Record

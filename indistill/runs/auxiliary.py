@@ -19,18 +19,19 @@ from indistill.runs.compress import (
     run_compress,
 )
 from indistill.runs.config import Recipe
-from indistill.distillation.curriculum import Phase, scale_epochs
+from indistill.curriculum.phases import Phase, scale_epochs
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distillation.distill import build_terms
 from indistill.models.loading import Network
 from indistill.models.weights import load_weights
-from indistill.stages.pairing import Pairing
+from indistill.distillation.pairing import Pairing
 from indistill.runs.plan import print_pairing
-from indistill.training.processes import copy_from_first, is_first, on_first
+from indistill.parallel.processes import copy_from_first, is_first, on_first
 from indistill.progress import make_console
 from indistill.runs.resume import open_run
 from indistill.runs.running import make_example
-from indistill.runs.folder import AUXILIARY_FOLDER, WEIGHTS_NAMES, describe_environment, is_run
+from indistill.run_folder import AUXILIARY_FOLDER, WEIGHTS_NAMES, is_run
+from indistill.runs.environment import describe_environment
 from indistill.runs.settings import RunSettings, describe_start
 from indistill.training.validation import describe_held_out
 

@@ -11,11 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from indistill.pruning.criteria import Criterion
-from indistill.distillation.curriculum import Kind
+from indistill.curriculum.phases import Kind
 from indistill.errors import ConfigError, suggest_nearest
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
-from indistill.distillation.schedule import Optimisation, Restart, Schedule
+from indistill.curriculum.schedule import Optimisation, Restart, Schedule
 from indistill.training.split import ValidationOptions
 
 Triple = tuple[float, float, float]
@@ -71,7 +71,7 @@ class OptimiserSection(Section):
 class CurriculumSection(Section):
     """The schedule. Stage i of the warm-up has `first` + i epochs; it counts towards `epochs`.
 
-    `kind` is the order of the stages: see `indistill.distillation.curriculum.arrange_warm_up`.
+    `kind` is the order of the stages: see `indistill.curriculum.phases.arrange_warm_up`.
     """
 
     warm_up: bool = True

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from indistill.distillation.curriculum import Phase
-from indistill.stages.pairing import Pairing
+from indistill.curriculum.phases import Phase
+from indistill.distillation.pairing import Pairing
 from indistill.progress import make_console
 
 WIDE = 10_000  # of a table that goes into a file: no line is broken

@@ -8,13 +8,13 @@ import torch
 
 from indistill import __version__
 from indistill.runs.config import Recipe
-from indistill.distillation.curriculum import Phase
+from indistill.curriculum.phases import Phase
 from indistill.errors import InputError
 from indistill.training.loggers import LoggerName
 from indistill.models.loading import Network
 from indistill.training.precision import PrecisionName
-from indistill.training.processes import count_processes
-from indistill.runs.folder import Command
+from indistill.parallel.processes import count_processes
+from indistill.run_folder import Command
 from indistill.training.validation import Retrieval
 
 

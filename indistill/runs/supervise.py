@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indistill.runs.config import Recipe
-from indistill.distillation.curriculum import Phase, build_supervised, scale_epochs
+from indistill.curriculum.phases import Phase, build_supervised, scale_epochs
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError, describe_error
 from indistill.models.loading import Network
-from indistill.training.processes import on_first, weigh_share
+from indistill.parallel.processes import on_first, weigh_share
 from indistill.runs.resume import open_run
 from indistill.runs.running import make_batches, make_example, train_run
-from indistill.runs.folder import describe_environment
+from indistill.runs.environment import describe_environment
 from indistill.runs.settings import RunSettings, describe_run
 from indistill.training.loop import Step
 from indistill.training.validation import Validation, build_label_figure, describe_held_out

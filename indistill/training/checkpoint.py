@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
@@ -133,19 +133,6 @@ def read_position(folder: Path) -> int | None:
     """Returns after how many batches the newest checkpoint in a folder was written, None where there is none."""
     newest = max(folder.glob("*.pt"), default=None)
     return None if newest is None else int(newest.stem.partition("-")[0])
-
-
-def list_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Returns parameters and buffers by name, those that no state dict holds too, each once."""
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: tensor.detach() for name, tensor in named.items()}
-
-
-def copy_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copies values into parameters and buffers in place, so that all that shares them sees them."""
-    with torch.no_grad():
-        for name, tensor in list_tensors(module).items():
-            tensor.copy_(tensors[name])
 
 
 def get_random_states(device: torch.device) -> dict[str, Tensor]:

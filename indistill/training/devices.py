@@ -23,9 +23,9 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from torch.nn.utils import clip_grad_norm_
 
 from indistill.errors import InputError, TrainingError
+from indistill.parallel.processes import count_processes
 from indistill.progress import silence_output
 from indistill.training.precision import PrecisionName
-from indistill.training.processes import count_processes
 
 GRACE_S = 3.0  # for processes to end by themselves
 WAIT = timedelta(hours=12)  # of processes for the first one: it may download, or run a large teacher over all images

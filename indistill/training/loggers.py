@@ -266,7 +266,7 @@ def read_places(folder: Path) -> dict[str, str]:
 
 def write_place(folder: Path, name: LoggerName, place: str) -> None:
     """Writes down the number by which a logger knows a run."""
-    from indistill.runs.folder import write_text
+    from indistill.run_folder import write_text
 
     write_text(folder / PLACES_FILE, json.dumps(read_places(folder) | {name: place}) + "\n")
 

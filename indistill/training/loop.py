@@ -11,23 +11,17 @@ from lightning_fabric.plugins.precision import Precision
 from torch import Tensor, nn
 
 from indistill.ahead import run_ahead
+from indistill.curriculum.phases import Phase, count_epochs, end_phase, has_stalled
+from indistill.curriculum.schedule import Optimisation, compute_rate_factor
 from indistill.data.batches import Batches
-from indistill.distillation.curriculum import Phase, count_epochs, end_phase, has_stalled
-from indistill.distillation.schedule import Optimisation, compute_rate_factor
 from indistill.errors import TrainingError
+from indistill.parallel.processes import average, copy_from_first, count_processes, is_first, on_first, share_batch
 from indistill.progress import make_console
-from indistill.training.checkpoint import (
-    Checkpoints,
-    Snapshot,
-    copy_tensors,
-    get_random_states,
-    list_tensors,
-    set_random_states,
-)
+from indistill.tensors import copy_tensors, list_tensors
+from indistill.training.checkpoint import Checkpoints, Snapshot, get_random_states, set_random_states
 from indistill.training.devices import clip_gradients
 from indistill.training.memory import keep_freed_memory
 from indistill.training.optimiser import average_weights, make_optimiser
-from indistill.training.processes import average, copy_from_first, count_processes, is_first, on_first, share_batch
 from indistill.training.safety import LossWatch, describe_batch, explain_failure
 from indistill.training.validation import Validation
 

@@ -8,10 +8,10 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from indistill.distillation.curriculum import Phase, count_epochs
+from indistill.curriculum.phases import Phase, count_epochs
 from indistill.errors import InputError
 from indistill.progress import make_console
-from indistill.runs.folder import write_text
+from indistill.run_folder import write_text
 from indistill.training.loggers import Loggers
 from indistill.training.loop import Record
 from indistill.training.validation import FIGURES

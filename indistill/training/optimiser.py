@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import Adam, AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from indistill.distillation.schedule import Optimisation
+from indistill.curriculum.schedule import Optimisation
 
 
 def make_optimiser(student: nn.Module, learnt: nn.Module, options: Optimisation, carried: Adam | None = None) -> Adam:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from indistill.closeness import MINIMUM_IMAGES
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import DataError
-from indistill.reports.closeness import MINIMUM_IMAGES
 
 GALLERY_IMAGES = 5000  # of the training images at most, in which the held-out ones are looked for
 

@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from indistill.closeness import measure_overlaps, prepare_vectors
+from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.distillation.curriculum import Phase
 from indistill.errors import TrainingError
 from indistill.progress import make_console
-from indistill.reports.closeness import measure_overlaps, prepare_vectors
 from indistill.stages.graph import Embedder, freeze
-from indistill.training.checkpoint import copy_tensors, keep_random_states, list_tensors
+from indistill.tensors import copy_tensors, list_tensors
+from indistill.training.checkpoint import keep_random_states
 from indistill.training.split import Split, ValidationOptions, has_classes, split_images
 
 Vectors = NDArray[np.float32]

@@ -13,7 +13,7 @@ from indistill.hashing import hash_file
 from indistill.models.embedding import embed_pixels
 from indistill.models.loading import load_network
 from indistill.retrieval.evaluation.evaluate import measure_map_at_r
-from indistill.runs.folder import read_run
+from indistill.run_folder import read_run
 from indistill.training.split import split_images
 from tests.cli.calls import fill, succeed
 from tests.cli.files import write_digits

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indistill.closeness import measure_overlaps, prepare_vectors
 from indistill.errors import IndistillError, InputError
 from indistill.export.bench import Examination, Protocol, _find_warnings, _plan_turns, count_turns, run_bench
 from indistill.export.bench_engines import ENGINES, find_missing
@@ -13,7 +14,6 @@ from indistill.export.bench_process import Engine
 from indistill.export.bench_report import BenchReport, Quality, Speedup
 from indistill.export.session import EmbeddingSession
 from indistill.images import decode_image
-from indistill.reports.closeness import measure_overlaps, prepare_vectors
 from tests.export.conftest import PREPROCESSING
 from tests.miniatures import encode, make_noise
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from indistill.errors import DataError
-from indistill.reports.closeness import (
+from indistill.closeness import (
     MINIMUM_IMAGES,
     NEIGHBOURS,
     compute_linear_cka,
@@ -18,6 +17,7 @@ from indistill.reports.closeness import (
     prepare_vectors,
     sample_pairs,
 )
+from indistill.errors import DataError
 
 COUNT = 60
 

@@ -9,7 +9,7 @@ from scipy import stats
 
 from indistill.errors import InputError
 from indistill.reports.comparison import Group, compare_groups, find_group, group_runs, pair_difference, summarise
-from indistill.runs.folder import Run
+from indistill.run_folder import Run
 
 CONFIG: dict[str, Any] = {
     "command": "compress",

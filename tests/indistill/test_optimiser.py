@@ -3,8 +3,8 @@ import copy
 import torch
 from torch import nn
 
-from indistill.distillation.schedule import Optimisation
-from indistill.training.checkpoint import copy_tensors, list_tensors
+from indistill.curriculum.schedule import Optimisation
+from indistill.tensors import copy_tensors, list_tensors
 from indistill.training.optimiser import average_weights, make_optimiser
 
 

@@ -15,20 +15,16 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
+from indistill.curriculum.phases import Phase
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, Share, load_pixels, scan_pixels
 from indistill.data.sets import ArraySet
-from indistill.distillation.curriculum import Phase
 from indistill.distillation.distill import Distillation, StageStep, build_step, build_terms
-from indistill.distillation.schedule import Optimisation
 from indistill.errors import DataError
 from indistill.losses.options import LossOptions
 from indistill.models.paper import build_cnn_a, build_cnn_s
-from indistill.preprocess import Preprocessing
-from indistill.runs.supervise import ClassStep
-from indistill.stages.graph import StagePair
-from indistill.training.loop import Step, train
-from indistill.training.processes import (
+from indistill.parallel.processes import (
     average,
     copy_from_first,
     count_processes,
@@ -42,6 +38,10 @@ from indistill.training.processes import (
     share_batch,
     weigh_share,
 )
+from indistill.preprocess import Preprocessing
+from indistill.runs.supervise import ClassStep
+from indistill.stages.graph import StagePair
+from indistill.training.loop import Step, train
 
 CPU = torch.device("cpu")
 EXAMPLE = torch.zeros(2, 3, 32, 32, dtype=torch.float64)

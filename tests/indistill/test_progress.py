@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from indistill import progress
-from indistill.distillation.curriculum import Phase
+from indistill.curriculum.phases import Phase
 from indistill.progress import show_status
 from indistill.training.loop import Record
 from indistill.training.monitor import TrainingMonitor

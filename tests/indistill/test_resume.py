@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.kill_resume import KillPlan, Outcome, run_plan
+from indistill.curriculum.phases import Phase, arrange_warm_up, build_warm_up
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distillation.curriculum import Phase, arrange_warm_up, build_warm_up
-from indistill.distillation.schedule import Optimisation
 from indistill.errors import InputError
 from indistill.preprocess import Preprocessing
 from indistill.runs.resume import find_differences

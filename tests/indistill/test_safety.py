@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distillation.curriculum import Phase
 from indistill.errors import TrainingError
 from indistill.preprocess import Preprocessing
 from indistill.training.loop import train

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distillation.curriculum import Phase
 from indistill.distillation.distill import Distillation, EmbeddingStep, StageStep, build_terms
 from indistill.errors import InputError, ModelError, StageError
 from indistill.losses.kd import KdLoss

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from indistill.curriculum.phases import Phase
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, scan_pixels
 from indistill.data.sets import ArraySet
-from indistill.distillation.curriculum import Phase
-from indistill.distillation.schedule import Optimisation
 from indistill.errors import DataError, TrainingError
 from indistill.preprocess import Preprocessing
 from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval, measure_map_at_r

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from indistill.training.batch_norm import BatchNormOverProcesses, widen
-from indistill.training.checkpoint import list_tensors
+from indistill.parallel.batch_norm import BatchNormOverProcesses, widen
+from indistill.tensors import list_tensors
 
 PATIENCE_S = 10.0  # of a process that waits to be ended
 DOUBT_S = 1.0  # in which one is ended that failed as another was killed

@@ -14,19 +14,14 @@ auxiliary/          the run of an auxiliary teacher, where there is one
 """
 
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import yaml
 
-from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ExistsError, InputError, ModelError
 from indistill.preprocess import Preprocessing
 
@@ -49,7 +44,6 @@ RUN_FILES = (
 BEFORE_CONFIG = {"environment.json", "environment.json.partial", "config.yaml.partial"}  # of a start that was cut off
 LOGGER_FOLDERS = ("tensorboard", "wandb")
 CHECKPOINT_FOLDER, AUXILIARY_FOLDER = "checkpoint", "auxiliary"
-PACKAGES = ("indistill", "torch", "torchvision", "timm", "numpy", "onnx", "onnxruntime", "faiss-cpu", "pillow")
 
 
 @dataclass(frozen=True)
@@ -180,29 +174,6 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
         raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())})") from error
 
 
-def describe_environment(pixels: Pixels | StreamedPixels, seed: int) -> dict[str, Any]:
-    """Returns versions, machine, commit, data fingerprint and seed."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": psutil.cpu_count(logical=True),
-            "memory_bytes": psutil.virtual_memory().total,
-        },
-        "commit": _find_commit(),
-        "data_fingerprint": pixels.fingerprint,
-        "images": len(pixels),
-        "seed": seed,
-    }
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes a file complete or not at all.
 
@@ -224,13 +195,3 @@ def _remove_run_files(folder: Path, names: Iterable[str]) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in (*(folder / name for name in names), *folder.glob("evaluation-*.json")):
         path.unlink(missing_ok=True)
-
-
-def _find_commit() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
