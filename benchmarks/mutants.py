@@ -51,13 +51,11 @@ PARTS = {
             "indistill/test_terms.py",
         ),
     ),
-    "pruning": Part(("pruning.py",), ("indistill/test_pruning.py",)),
-    "curriculum": Part(
-        ("curriculum.py", "schedule.py"), ("indistill/test_curriculum.py", "indistill/test_schedule.py")
-    ),
+    "pruning": Part(("pruning/channels.py",), ("indistill/test_pruning.py",)),
+    "curriculum": Part(("curriculum/*.py",), ("indistill/test_curriculum.py", "indistill/test_schedule.py")),
     "metrics": Part(
         tuple(
-            f"retrieval/{name}.py"
+            f"retrieval/evaluation/{name}.py"
             for name in ("metrics", "ranks", "evaluate", "deployed", "ground_truth", "judged", "intervals")
         ),
         tuple(
@@ -65,7 +63,7 @@ PARTS = {
             for name in ("metrics", "evaluate", "deployed", "map_among", "ground_truth", "judged", "intervals")
         ),
     ),
-    "catalogue": Part(("retrieval/catalogue.py",), ("retrieval/test_catalogue.py",)),
+    "catalogue": Part(("retrieval/store/catalogue.py",), ("retrieval/test_catalogue.py",)),
 }
 
 

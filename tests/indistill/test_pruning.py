@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from indistill.criteria import CRITERIA
 from indistill.errors import StageError
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.models.specs import build_network, parse_model_spec
-from indistill.pruning import (
+from indistill.pruning.channels import (
     align_sizes,
     check_ranks,
     check_widths,
@@ -19,8 +18,9 @@ from indistill.pruning import (
     measure_stages,
     select_channels,
 )
-from indistill.stages import Tap, freeze
-from indistill.taps import Taps
+from indistill.pruning.criteria import CRITERIA
+from indistill.stages.graph import Tap, freeze
+from indistill.stages.taps import Taps
 
 SIDE = 24
 IMAGES = torch.randn(40, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

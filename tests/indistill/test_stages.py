@@ -5,7 +5,7 @@ from torch import nn
 from indistill.errors import StageError
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.models.specs import build_network, parse_model_spec
-from indistill.stages import (
+from indistill.stages.graph import (
     Embedder,
     Tap,
     check_node,

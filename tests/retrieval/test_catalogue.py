@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from indistill.errors import IndexFolderError, InputError
-from indistill.retrieval.catalogue import (
+from indistill.retrieval.store.catalogue import (
     LARGEST_ID,
     VALUES_PER_QUERY,
     Catalogue,

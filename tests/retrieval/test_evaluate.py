@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from indistill.errors import DataError
-from indistill.retrieval.evaluate import (
+from indistill.retrieval.evaluation.evaluate import (
     WITHOUT_CLASSES,
     LabelledVectors,
     Protocol,
@@ -13,7 +13,7 @@ from indistill.retrieval.evaluate import (
     make_task,
     measure_map_at_r,
 )
-from indistill.retrieval.metrics import JUNK, UNLABELLED, evaluate_vectors
+from indistill.retrieval.evaluation.metrics import JUNK, UNLABELLED, evaluate_vectors
 
 
 def make_labelled(*labels: str | None, names: tuple[str, ...] = ()) -> LabelledVectors:

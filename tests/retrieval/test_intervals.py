@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 
-from indistill.retrieval.intervals import Estimate, bootstrap_means, estimate_means
+from indistill.retrieval.evaluation.intervals import Estimate, bootstrap_means, estimate_means
 
 NAN = math.nan
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from indistill.errors import DataError
-from indistill.retrieval.deployed import Deployment
-from indistill.retrieval.ground_truth import Judgement, list_judged, measure_judged
-from indistill.retrieval.judged import (
+from indistill.retrieval.evaluation.deployed import Deployment
+from indistill.retrieval.evaluation.ground_truth import Judgement, list_judged, measure_judged
+from indistill.retrieval.evaluation.judged import (
     list_judged_queries,
     make_judged_task,
     measure_judged_deployed,
     measure_judged_exactly,
     settle_empty,
 )
-from indistill.retrieval.metrics import QueryFigures
+from indistill.retrieval.evaluation.metrics import QueryFigures
 
 KS = (1, 3)
 COUNT = 40
