@@ -92,6 +92,13 @@ def test_losses_and_gradients_are_finite_in_the_corners(name: str, count: int) -
             assert all(torch.isfinite(gradient).all() for gradient in gradients), (corner, side)
 
 
+@pytest.mark.parametrize("name", ["pkt", "pkt-eccv", "rkd", "sp", "contrastive"])
+def test_a_row_of_zeros_pulls_no_harder_than_the_epsilon_allows(name: str) -> None:
+    student, teacher = make_pair(name, 6)
+    student[0] = 0
+    assert measure_gradient(make_loss(name, student, teacher), student, teacher) < 1e9
+
+
 def test_opposite_rows_never_round_to_a_logarithm_of_less_than_nothing() -> None:
     for _ in range(300):
         row = torch.randn(1, 64)
