@@ -1,8 +1,8 @@
 """A plugin of pytest that runs the collected tests once for each mutant, in a fork: pytest imports and collects once.
 
 Environment: MUTANTS, a JSON file with the names of the mutants; RESULTS, the file to which a line is added for each;
-MUTANT_PROCESSES. A mutant is met by the tests that call its function, the fastest first, until one fails. The time
-limit is of processor time, so that other jobs on the machine kill no mutant.
+MUTANT_PROCESSES; MUTANT_MINUTES, after which none is begun. A mutant is met by the tests that call its function, the
+fastest first, until one fails. The time limit is of processor time, so that other jobs on the machine kill no mutant.
 """
 
 import json
@@ -41,7 +41,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
         sys.exit(f"a test fails without a mutant: {clean.read_text(encoding='utf-8')}")
     met = json.loads(clean.read_text(encoding="utf-8"))
     processes = int(os.environ["MUTANT_PROCESSES"])
-    workers = [fork(lambda i=i: run_mutants(names[i::processes], session.items, met)) for i in range(processes)]
+    end = time.monotonic() + 60 * float(os.environ["MUTANT_MINUTES"])
+    workers = [fork(lambda i=i: run_mutants(names[i::processes], session.items, met, end)) for i in range(processes)]
     codes = [wait(worker) for worker in workers]
     if any(codes):
         sys.exit("a worker ended early")
@@ -61,8 +62,12 @@ def measure_tests(items: Sequence[pytest.Item], path: Path) -> int:
     return len(failures)
 
 
-def run_mutants(names: Sequence[str], items: Sequence[pytest.Item], met: dict[str, tuple[float, list[str]]]) -> int:
+def run_mutants(
+    names: Sequence[str], items: Sequence[pytest.Item], met: dict[str, tuple[float, list[str]]], end: float
+) -> int:
     for name in names:
+        if time.monotonic() > end:
+            break
         function = name.rpartition("__mutmut_")[0]
         tests = sorted((item for item in items if function in met[item.nodeid][1]), key=lambda i: met[i.nodeid][0])
         limit = LEAST_S + FACTOR * sum(met[item.nodeid][0] for item in tests)
