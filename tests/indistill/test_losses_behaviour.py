@@ -93,15 +93,10 @@ def test_losses_and_gradients_are_finite_in_the_corners(name: str, count: int) -
             assert all(torch.isfinite(gradient).all() for gradient in gradients), (corner, side)
 
 
-@pytest.mark.parametrize(
-    ("name", "corner"),
-    [
-        ("sp", "one zero row"),
-        ("contrastive", "one zero row"),
-        ("rkd", "two equal rows"),
-        ("regression", "one zero row"),
-    ],
-)
+NO_DIRECTION = dict.fromkeys(("pkt", "pkt-eccv", "sp", "contrastive", "regression"), "one zero row")
+
+
+@pytest.mark.parametrize(("name", "corner"), [*NO_DIRECTION.items(), ("rkd", "two equal rows")])
 def test_what_has_no_direction_pulls_no_harder_than_the_epsilon_allows(name: str, corner: str) -> None:
     student, teacher = make_pair(name, 6)
     loss = make_loss(name, student, teacher)
