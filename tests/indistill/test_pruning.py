@@ -57,7 +57,7 @@ def test_fpgm_is_the_sum_of_distances_to_the_other_filters(teacher) -> None:
 def test_fpgm_tells_filters_apart_that_differ_in_their_last_digit() -> None:
     step, network = 2.0**-23, nn.Sequential(nn.Conv2d(3, 40, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network[0].weight.data[:, 0] = 1 + step * torch.arange(40)[:, None, None]
-    network[0].weight.data[:, 1:] = 0.5
+    network[0].weight.data[:, 1:] = 100  # against whose squares the steps would be lost
     found = measure_by("fpgm", network, "0", "2", IMAGES[:2]).tolist()
     assert found == pytest.approx([step * sum(abs(i - j) for j in range(40)) for i in range(40)], rel=1e-5)
 
