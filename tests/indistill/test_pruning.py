@@ -174,6 +174,8 @@ def test_the_most_important_channels_are_kept_in_their_order() -> None:
     assert select_channels(measure_importance(layer), 3).tolist() == [0, 1, 3]
     assert select_channels(torch.tensor([1.0, 1.0, 1.0]), 2).tolist() == [0, 1]
     assert select_channels(torch.tensor([2.0, 1.0, 3.0]), 3).tolist() == [0, 1, 2]
+    thirds = torch.arange(30).remainder(3).eq(0).float()
+    assert select_channels(thirds, 15).tolist() == sorted([*range(0, 30, 3), 1, 2, 4, 5, 7])
     with pytest.raises(ValueError, match=r"^5 channels asked for, there are 4$"):
         select_channels(measure_importance(layer), 5)
 
@@ -308,3 +310,35 @@ def test_energies_of_a_teacher_that_is_no_graph_are_those_of_each_stage() -> Non
     found = measure_energies(network, ["first", "second"], channels, IMAGES)
     nodes = zip(["first", "second"], channels, strict=True)
     assert found == [measure_energy(network, node, kept, IMAGES) for node, kept in nodes]
+
+
+def test_energies_of_tokens_leave_out_those_that_stand_before_the_grid() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.registers = nn.Conv2d(3, 6, 16, 16), nn.Parameter(torch.randn(1, 5, 6))
+            self.embedding = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            grid = self.patches(x).flatten(2).transpose(1, 2)
+            return self.embedding(torch.cat([self.registers.expand(x.shape[0], -1, -1), grid], dim=1).mean(1))
+
+    torch.manual_seed(0)
+    network, images, kept = Tokens(), torch.randn(3, 3, 32, 32), torch.tensor([0, 4])
+    squares = network.patches(images).detach().square().sum((0, 2, 3))
+    expected = float(squares[kept].sum() / squares.sum())
+    assert measure_energies(network, ["cat"], [kept], images) == pytest.approx([expected])
+    assert measure_energy(network, "cat", kept, images) == pytest.approx(expected)
+
+
+def test_a_stage_may_be_a_vector() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh())
+    images, kept = torch.randn(40, 3, 2, 2), torch.tensor([1, 3])
+    vectors = network(images).detach()
+    assert measure_by("activation", network, "2", "2", images).tolist() == pytest.approx(vectors.abs().mean(0).tolist())
+    expected = float(vectors[:, kept].square().sum() / vectors.square().sum())
+    assert measure_energy(network, "2", kept, images) == pytest.approx(expected)
+    assert measure_energies(network, ["2"], [kept], images) == pytest.approx([expected])
+    weights = network[1].weight.detach().abs().sum(1).tolist()
+    assert measure_by("l1", network, "1", "2", images).tolist() == pytest.approx(weights)
