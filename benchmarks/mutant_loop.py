@@ -36,7 +36,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_runtestloop(session: pytest.Session) -> bool:
     names = json.loads(Path(os.environ["MUTANTS"]).read_text(encoding="utf-8"))
-    clean = Path(os.environ["RESULTS"] + ".clean")
+    clean = Path(os.environ["MUTANTS"] + ".clean")
     if wait(fork(lambda: measure_tests(session.items, clean))):
         sys.exit(f"a test fails without a mutant: {clean.read_text(encoding='utf-8')}")
     met = json.loads(clean.read_text(encoding="utf-8"))

@@ -7,13 +7,15 @@ them, in place of mutmut's own runner, which takes pytest anew for each mutant; 
 This happens in a copy in which `cli/`, `export/` and `retrieval/` lie inside the package, and `f = decorate(f)` stands
 below a decorated function, which mutmut would leave as it is. Constants of modules and defaults of dataclasses
 are not changed. `mutants_reasons.yaml` says of each survivor why no test should notice it; one without a reason is
-named, and the command ends with 1. `--part NAME` repeats one part and takes the others from the file.
+named, and the command ends with 1. A second run tries the survivors again, and what the first one had no time for, as
+long as the modules are the same: `build/mutants/` holds what was found; delete it to begin anew.
 """
 
 import argparse
 import ast
 import contextlib
 import difflib
+import hashlib
 import json
 import os
 import random
@@ -24,6 +26,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +36,8 @@ from benchmarks.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 REASONS = ROOT / "benchmarks" / "mutants_reasons.yaml"
+STATE = ROOT / "build" / "mutants"
+CAUGHT = ("killed", "timeout")
 LINKED = ("cli", "export", "retrieval")
 COPIED = ("indistill", *LINKED, "tests", "docs", "pyproject.toml")
 
@@ -117,34 +122,52 @@ def mutate_modules(work: Path, part: Part) -> dict[str, dict]:
     return mutants
 
 
-def run_part(part: Part, processes: int, minutes: float, work: Path) -> dict:
-    """Returns the number of mutants of each module by what became of them, and the survivors."""
-    copy_sources(work)
-    with contextlib.chdir(work):
-        mutants = mutate_modules(work, part)
-    names, results = work / "mutants.json", work / "results.jsonl"
-    drawn = random.Random(0).sample(list(mutants), len(mutants))  # so that what is done in time is a fair sample
-    names.write_text(json.dumps(drawn), encoding="utf-8")
-    environment = {**os.environ, "MUTANTS": str(names), "RESULTS": str(results), "MUTANT_PROCESSES": str(processes)}
-    environment.update(
-        MUTANT_MINUTES=str(minutes), OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONPATH=str(ROOT / "benchmarks")
-    )
+def run_part(name: str, processes: int, minutes: float) -> dict:
+    """Returns the number of mutants of each module by what became of them, and the survivors.
+
+    What `minutes` leave undone, and what survived, is tried by the next call.
+    """
+    part = PARTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        copy_sources(work)
+        with contextlib.chdir(work):
+            mutants = mutate_modules(work, part)
+        digest = hashlib.sha256("".join(f"{key}{mutants[key]}" for key in mutants).encode()).hexdigest()[:12]
+        results = STATE / f"{name}-{digest}.jsonl"
+        statuses = read_statuses(results)
+        left = [key for key in mutants if statuses.get(key) not in CAUGHT]
+        if minutes and left:
+            left = random.Random(0).sample(left, len(left))  # so that what is done in time is a fair sample
+            (work / "mutants.json").write_text(json.dumps(left), encoding="utf-8")
+            run_tests(work, part, results, processes, minutes)
+            statuses = read_statuses(results)
+    modules = defaultdict(Counter)
+    for key, status in statuses.items():
+        modules[mutants[key]["module"]][status] += 1
+    survivors = [{**mutants[key], "status": status} for key, status in statuses.items() if status not in CAUGHT]
+    return {
+        "made": len(mutants),
+        "modules": {module: dict(sorted(counts.items())) for module, counts in sorted(modules.items())},
+        "survivors": sorted(survivors, key=lambda s: (s["module"], s["function"], s["change"])),
+    }
+
+
+def run_tests(work: Path, part: Part, results: Path, processes: int, minutes: float) -> None:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "MUTANTS": str(work / "mutants.json"), "RESULTS": str(results)}
+    environment.update(MUTANT_PROCESSES=str(processes), MUTANT_MINUTES=str(minutes))
+    environment.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONPATH=str(ROOT / "benchmarks"))
     plugins = [word for name in ("mutant_loop", "no:randomly", "no:cacheprovider", "no:xdist") for word in ("-p", name)]
     tests = [f"tests/{name}" for name in part.tests]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", *plugins, *tests]
     subprocess.run(command, cwd=work, env=environment, check=True, stdout=subprocess.DEVNULL)
-    modules, survivors = defaultdict(Counter), []
-    for line in results.read_text(encoding="utf-8").splitlines():
-        result = json.loads(line)
-        mutant, status = mutants[result["name"]], result["status"]
-        modules[mutant["module"]][status] += 1
-        if status not in ("killed", "timeout"):
-            survivors.append({**mutant, "status": status})
-    return {
-        "made": len(mutants),
-        "modules": {name: dict(sorted(counts.items())) for name, counts in sorted(modules.items())},
-        "survivors": sorted(survivors, key=lambda s: (s["module"], s["function"], s["change"])),
-    }
+
+
+def read_statuses(results: Path) -> dict[str, str]:
+    """Returns what became of each mutant, as last found."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    return {result["name"]: result["status"] for result in map(json.loads, lines)}
 
 
 def describe_change(before: list[str], after: list[str]) -> str:
@@ -213,26 +236,21 @@ def write_page(found: dict, reasons: list[dict]) -> tuple[str, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, action="append", help="this part alone")
+    parser.add_argument("--part", choices=PARTS, action="append", help="run this part alone")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--minutes", type=float, default=600, help="of each part; what is done by then is a sample")
+    parser.add_argument("--minutes", type=float, default=600, help="for each part; 0 writes the page alone")
     parser.add_argument("--out", type=Path, help="JSON of the counts and survivors")
     parser.add_argument("--page", type=Path, help="table and survivors as Markdown")
-    parser.add_argument("--read", action="store_true", help="run nothing: the page from --out")
     options = parser.parse_args()
-    found = {"parts": {}}
-    if options.out is not None and options.out.exists() and (options.part or options.read):
-        found = json.loads(options.out.read_text(encoding="utf-8"))
-    if not options.read:
-        from importlib import metadata
-
-        found.update(
-            mutmut=metadata.version("mutmut"), machine=describe_machine(), date=f"{datetime.now(UTC):%Y-%m-%d}"
-        )
-        for name in options.part or PARTS:
-            with tempfile.TemporaryDirectory() as folder:
-                found["parts"][name] = run_part(PARTS[name], options.processes, options.minutes, Path(folder))
-    found["parts"] = {name: found["parts"][name] for name in PARTS if name in found["parts"]}
+    chosen = options.part or PARTS
+    found = {
+        "mutmut": metadata.version("mutmut"),
+        "machine": describe_machine(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    found["parts"] = {
+        name: run_part(name, options.processes, options.minutes if name in chosen else 0) for name in PARTS
+    }
     page, unexplained = write_page(found, yaml.safe_load(REASONS.read_text(encoding="utf-8")))
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
