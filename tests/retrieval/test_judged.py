@@ -57,6 +57,13 @@ def test_exact_figures_are_those_of_each_judged_querys_ranking() -> None:
     assert all(len(part) == 2 and np.isnan(part).all() for part in (found.best, found.worst, found.cut))
 
 
+def test_equal_cosines_are_ranked_by_gallery_position() -> None:
+    gallery, queries, judgements = np.eye(4, dtype=np.float32)[np.arange(COUNT) % 4], *make_case()[1:]
+    found = measure_judged_exactly(make_judged_task(gallery, queries), judgements, KS)
+    expected = [measure_judged(rank(gallery, queries[i]), judgements[i], KS) for i in (0, 2)]
+    assert found.values == pytest.approx(np.array(expected))
+
+
 def test_deployed_figures_are_of_what_an_index_returns() -> None:
     gallery, queries, judgements = make_case()
     task, ids = make_judged_task(gallery, queries), np.arange(COUNT) * 2 + 5
