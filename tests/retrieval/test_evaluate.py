@@ -13,7 +13,7 @@ from indistill.retrieval.evaluation.evaluate import (
     make_task,
     measure_map_at_r,
 )
-from indistill.retrieval.evaluation.metrics import JUNK, UNLABELLED, evaluate_vectors
+from indistill.retrieval.evaluation.metrics import JUNK, UNLABELLED, Task, evaluate_vectors, measure_queries
 
 
 def make_labelled(*labels: str | None, names: tuple[str, ...] = ()) -> LabelledVectors:
@@ -91,6 +91,12 @@ def test_an_empty_query_is_an_error_where_it_must_not_be_with_or_without_its_nam
     with pytest.raises(DataError, match=f"^1 queries {words} class 'x'"):
         make_task(gallery, make_labelled("a", "x"), Protocol(empty="error"))
     assert len(list_empty(make_task(gallery, make_labelled("a", "b"), Protocol(empty="error")))) == 0
+
+
+def test_a_task_in_which_nothing_is_relevant_cannot_be_measured() -> None:
+    vectors = np.eye(2, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"^no query has a relevant item in the gallery$"):
+        measure_queries(Task(vectors, np.array([0, 1]), vectors, np.array([2, -1])), "cosine")
 
 
 def test_both_metrics_are_measured_and_tell_of_their_progress() -> None:

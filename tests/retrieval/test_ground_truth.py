@@ -99,6 +99,15 @@ def test_what_an_index_does_not_return_counts_as_not_found() -> None:
     assert found["mp@1_easy"] == 1
 
 
+def test_a_setup_without_a_positive_image_has_no_figures_and_the_others_keep_theirs() -> None:
+    nothing = np.array([], dtype=int)
+    values = measure_judged(np.array([0, 1, 2]), Judgement(nothing, np.array([1]), nothing), (1, 5))
+    found = dict(zip(list_judged((1, 5)), values, strict=True))
+    assert [name for name, value in found.items() if np.isnan(value)] == ["map_easy", "mp@1_easy", "mp@5_easy"]
+    assert (found["map_medium"], found["map_hard"]) == (1 / 4, 1 / 4)
+    assert (found["mp@1_hard"], found["mp@5_hard"]) == (0, 1 / 2)
+
+
 def test_names_are_located_and_queries_without_an_entry_have_none() -> None:
     truth = {"q.png": {"easy": ["c.png", "a.png"], "junk": ["b.png"]}}
     first, second = locate_judgements(truth, ["q.png", "r.png"], ["a.png", "b.png", "c.png"])
