@@ -9,13 +9,12 @@ import json
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from mutmut.mutation.trampoline import set_mutant_under_test
 from mutmut.state import state
 
@@ -25,7 +24,14 @@ failures: list[str] = []
 
 
 def pytest_configure() -> None:
-    settings.register_profile("mutants", database=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+    settings.register_profile(
+        "mutants",
+        database=None,
+        derandomize=True,
+        deadline=None,  # of time by the clock, which other jobs would let pass
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )
     settings.load_profile("mutants")
 
 
@@ -38,14 +44,14 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     names = json.loads(Path(os.environ["MUTANTS"]).read_text(encoding="utf-8"))
     clean = Path(os.environ["MUTANTS"] + ".clean")
     if wait(fork(lambda: measure_tests(session.items, clean))):
-        sys.exit(f"a test fails without a mutant: {clean.read_text(encoding='utf-8')}")
+        pytest.exit(f"a test fails without a mutant: {clean.read_text(encoding='utf-8')}", 1)
     met = json.loads(clean.read_text(encoding="utf-8"))
     processes = int(os.environ["MUTANT_PROCESSES"])
     end = time.monotonic() + 60 * float(os.environ["MUTANT_MINUTES"])
     workers = [fork(lambda i=i: run_mutants(names[i::processes], session.items, met, end)) for i in range(processes)]
     codes = [wait(worker) for worker in workers]
     if any(codes):
-        sys.exit("a worker ended early")
+        pytest.exit("a worker ended early", 1)
     return True
 
 

@@ -161,7 +161,9 @@ def run_tests(work: Path, part: Part, results: Path, processes: int, minutes: fl
     plugins = [word for name in ("mutant_loop", "no:randomly", "no:cacheprovider", "no:xdist") for word in ("-p", name)]
     tests = [f"tests/{name}" for name in part.tests]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", *plugins, *tests]
-    subprocess.run(command, cwd=work, env=environment, check=True, stdout=subprocess.DEVNULL)
+    ended = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(ended.stdout[-2000:] + ended.stderr[-2000:])
 
 
 def read_statuses(results: Path) -> dict[str, str]:
