@@ -133,7 +133,10 @@ def test_names_that_do_not_fit_are_an_error(truth, words: str) -> None:
     ("text", "words"),
     [
         ("{", "is not JSON"),
-        ("[]", "has no queries"),
+        (
+            "[]",
+            r'has no queries: it must be {"query image": {"easy": \[gallery images\], "hard": .*, "junk": \[\.\.\.\]}, ',
+        ),
         ("{}", "has no queries"),
         ('{"q": 3}', "'q' has no grades"),
         ('{"q": {"esy": []}}', "a grade 'esy'.*Did you mean 'easy'"),

@@ -57,6 +57,11 @@ def test_exact_figures_are_those_of_each_judged_querys_ranking() -> None:
     assert all(len(part) == 2 and np.isnan(part).all() for part in (found.best, found.worst, found.cut))
 
 
+def test_no_judged_query_is_a_list_of_no_positions() -> None:
+    assert list_judged_queries([None, None]).tolist() == []
+    assert list_judged_queries([None]).dtype == np.int64
+
+
 def test_equal_cosines_are_ranked_by_gallery_position() -> None:
     gallery, queries, judgements = np.eye(4, dtype=np.float32)[np.arange(COUNT) % 4], *make_case()[1:]
     found = measure_judged_exactly(make_judged_task(gallery, queries), judgements, KS)

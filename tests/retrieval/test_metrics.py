@@ -218,6 +218,12 @@ def test_chance_is_the_mean_over_all_orders(own: bool) -> None:
         assert found[query] == pytest.approx(np.mean(precisions) if precisions else 0)
 
 
+def test_chance_is_certainty_where_all_is_relevant() -> None:
+    for count in (1, 2, 3):
+        vectors, labels = np.eye(count, dtype=np.float32), np.zeros(count, int)
+        assert Task(vectors, labels, vectors[:1], labels[:1]).expect_by_chance().tolist() == [pytest.approx(1)]
+
+
 def test_sets_without_a_common_class_are_an_error() -> None:
     vectors = np.eye(2, dtype=np.float32)
     with pytest.raises(DataError, match="no query has a class of the gallery"):
