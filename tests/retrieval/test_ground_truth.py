@@ -135,7 +135,7 @@ def test_names_that_do_not_fit_are_an_error(truth, words: str) -> None:
         ("{", "is not JSON"),
         (
             "[]",
-            r'has no queries: it must be {"query image": {"easy": \[gallery images\], "hard": .*, "junk": \[\.\.\.\]}, ',
+            r'has no queries: it must be {"query image": {"easy": \[gallery images\], "hard": .*, "junk": .*}, ',
         ),
         ("{}", "has no queries"),
         ('{"q": 3}', "'q' has no grades"),
