@@ -17,15 +17,15 @@ from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, locate_data, sample_images
 from indistill.embedding import embed_pixels
 from indistill.errors import InputError
+from indistill.formats import CLOSENESS
 from indistill.hashing import hash_file
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray
 from indistill.progress import make_console, show_progress
 from indistill.report import Picture, ReportSection, encode_thumbnail, write_training_report
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
-from indistill.runs import Run, read_metrics, read_run, write_text
+from indistill.runs import Run, read_closeness, read_metrics, read_run, write_text
 
-SCHEMA_VERSION = 1
 IMAGES = 1000
 QUERIES_SHOWN, NEIGHBOURS_SHOWN = 8, 6
 EVALUATED = ("teacher", "student", "untrained")  # by `evaluate`'s metrics
@@ -111,7 +111,7 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
     embedded = {name: prepare_vectors(values, COLUMNS[name]) for name, values in (vectors | {"moved": moved}).items()}
     neighbours = embedded["teacher"].neighbours.shape[1]
     figures: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": CLOSENESS.version,
         "version": __version__,
         "data": pixels.name,
         "own_data": locate_data(pixels.name) == run.config["data"],
@@ -132,16 +132,6 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
     sections = [*describe_figures(figures), show_queries(worst, pixels, embedded)]
     write_training_report(run.folder / "report.html", run.config, records, sections)
     return figures
-
-
-def read_closeness(run: Run) -> dict[str, Any] | None:
-    """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
-    try:
-        figures: dict[str, Any] = json.loads((run.folder / "closeness.json").read_text(encoding="utf-8"))
-        measured = figures["schema_version"] == SCHEMA_VERSION and figures["weights_sha256"] == hash_file(run.weights)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return figures if measured else None
 
 
 def find_shortfall(figures: dict[str, Any]) -> str | None:

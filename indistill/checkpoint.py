@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
+from indistill.formats import CHECKPOINT, require_format
 from indistill.hashing import hash_file
 from indistill.progress import make_console
 
-FORMAT = 2
 KEPT = 2
 DIGITS = 16  # of the SHA-256 in a name
 EPOCHS_EVERY_S = 1.0  # epochs shorter than this do not each have a checkpoint
@@ -96,7 +96,7 @@ class Checkpoints:
             self._folder.mkdir(exist_ok=True)
             with write_aside(unnamed) as stream:
                 contents = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
-                torch.save({"format": FORMAT, **contents}, stream)
+                torch.save({"format": CHECKPOINT.version, **contents}, stream)
             digest = hash_file(name_aside(unnamed))[:DIGITS]
             move_into_place(name_aside(unnamed), self._folder / f"{unnamed.name}-{digest}.pt")
             for path in self._list()[:-KEPT]:
@@ -120,8 +120,7 @@ class Checkpoints:
                 path.unlink()
                 continue
             contents = torch.load(path, map_location="cpu", weights_only=True)
-            if contents.pop("format") != FORMAT:
-                raise InputError(f"{path} was written by another version of indistill; start anew with --overwrite")
+            require_format(CHECKPOINT, contents.pop("format"), f"the checkpoint {path}")
             return Snapshot(**contents)
         return None
 

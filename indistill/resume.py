@@ -16,12 +16,13 @@ from indistill.runs import (
     create_run,
     is_run,
     remove_checkpoints,
+    require_run_format,
 )
 from indistill.settings import RunSettings
 
 DIFFERENCES_SHOWN = 3
 # Of the config: what is a warning only, and what follows from the other values.
-UNCOMPARED = ("version", "schedule", "alignment", "processes")
+UNCOMPARED = ("format", "version", "schedule", "alignment", "processes")
 
 
 def check_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
@@ -121,6 +122,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} cannot be resumed ({reason}): start anew with --overwrite") from error
+    require_run_format(folder, config)
     return config, environment
 
 

@@ -10,6 +10,7 @@ from indistill import __version__
 from indistill.config import Recipe
 from indistill.curriculum import Phase
 from indistill.errors import InputError
+from indistill.formats import RUN
 from indistill.loggers import LoggerName
 from indistill.models.loading import Network
 from indistill.precision import PrecisionName
@@ -73,6 +74,7 @@ def describe_run(
     """Returns the contents of config.yaml that both commands write."""
     return {
         "command": command,
+        "format": RUN.version,
         "version": __version__,
         "network": network.describe(),
         "start": describe_start(network),

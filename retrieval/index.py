@@ -10,13 +10,13 @@ import numpy as np
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
+from indistill.formats import BUILD_AGAIN
 from indistill.hashing import hash_file
 from indistill.images import ImageSource
 from indistill.retrieval.catalogue import Catalogue, CatalogueItem
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
 from indistill.retrieval.segments import Ids, Segments
 from indistill.retrieval.store import (
-    AGAIN,
     CATALOGUE,
     FAISS,
     MANIFEST,
@@ -285,7 +285,7 @@ class Index:
         if len(ids) != self.manifest.items:
             raise IndexFolderError(
                 f"the index {self.folder} is damaged: its {CATALOGUE} has {len(ids)} images, its {MANIFEST} says "
-                f"{self.manifest.items}; {AGAIN}"
+                f"{self.manifest.items}; {BUILD_AGAIN}"
             )
         return ids, self._segments.find(ids), [label for _, label in labels]
 

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
+from indistill.formats import BUILD_AGAIN, INDEX, require_format
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import is_text
@@ -46,9 +47,7 @@ MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "model.onnx",
     "skipped.jsonl",
 )
-FORMAT = 2
 NO_SOURCE = "-"
-AGAIN = "build it again by 'indistill index build --overwrite'"
 ATTEMPTS = 5
 Found = TypeVar("Found")
 
@@ -94,7 +93,7 @@ class Manifest:
     source: str = ""
     files: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = INDEX.version
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -148,19 +147,17 @@ def _read_manifest(folder: Path, number: int | None) -> Manifest:
         raise explain_absence(folder)
     try:
         content = json.loads((name_generation(folder, number) / MANIFEST).read_text(encoding="utf-8"))
-        found = content.get("format", 1)
-        if found == FORMAT:
-            content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
-            manifest = Manifest(**content)
-            _check_names(manifest, number)
-            return manifest
+        require_format(INDEX, content.get("format", 1), f"the index {folder}", IndexFolderError)
+        content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
+        manifest = Manifest(**content)
+        _check_names(manifest, number)
+        return manifest
     except PermissionError as error:
         raise IndexFolderError(f"the index {folder} cannot be read: {describe_os_error(error)}") from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; {AGAIN}") from error
-    if isinstance(found, int) and found > FORMAT:
-        raise IndexFolderError(f"the index {folder} has format {found}, of a later indistill: install that one")
-    raise IndexFolderError(f"the index {folder} has format {found!r}, of an earlier indistill; {AGAIN}")
+        raise IndexFolderError(
+            f"the index {folder} is damaged: its {MANIFEST} cannot be read; {BUILD_AGAIN}"
+        ) from error
 
 
 def _check_names(manifest: Manifest, number: int) -> None:
@@ -213,7 +210,7 @@ def read_current(folder: Path) -> int | None:
     except OSError as error:
         raise IndexFolderError(f"the index {folder} cannot be read: {describe_os_error(error)}") from error
     if not re.fullmatch(rb"\d{8}", name):
-        raise IndexFolderError(f"the index {folder} is damaged: its {CURRENT} cannot be read; {AGAIN}")
+        raise IndexFolderError(f"the index {folder} is damaged: its {CURRENT} cannot be read; {BUILD_AGAIN}")
     return int(name)
 
 
@@ -306,7 +303,7 @@ def draft_generation(folder: Path) -> Iterator[Path]:
         reason = describe_os_error(error) if isinstance(error, OSError) else error
         raise InputError(f"the index {folder} cannot be written: {reason}") from error
     except sqlite3.DatabaseError as error:
-        raise IndexFolderError(f"the index {folder} is damaged: its {CATALOGUE}: {error}; {AGAIN}") from error
+        raise IndexFolderError(f"the index {folder} is damaged: its {CATALOGUE}: {error}; {BUILD_AGAIN}") from error
 
 
 def commit_generation(draft: Path, manifest: Manifest, known: Mapping[str, str] = MappingProxyType({})) -> Manifest:
