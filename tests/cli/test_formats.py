@@ -163,7 +163,7 @@ def test_a_run_that_states_no_format_is_compared_with_one_that_does() -> None:
 
 @pytest.mark.parametrize("found", [None, "2", 2.0, True, 0, -1, [2]])
 def test_a_format_that_is_no_number_is_damage(found: object) -> None:
-    with pytest.raises(InputError, match="the thing is damaged: its format is .*; again"):
+    with pytest.raises(InputError, match=r"the thing is damaged: its format is .*; again"):
         require_format(Format(2, "again"), found, "the thing")
 
 
