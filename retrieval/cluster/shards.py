@@ -23,7 +23,7 @@ from indistill.errors import IndexFolderError
 from indistill.formats import BUILD_AGAIN, SHARDS_FOLDER, require_format
 from indistill.retrieval.cluster.runtime import fetch, list_places, require_ray, start_ray
 from indistill.retrieval.index import Index
-from indistill.retrieval.store import SHARDS
+from indistill.retrieval.store.generations import SHARDS
 
 GENERATION = re.compile(r"shards-\d{8}")
 NAME = re.compile(r"shards-\d{8}/\d{4,}")

@@ -14,13 +14,13 @@ import yaml
 from onnx import helper
 
 from indistill import __version__, formats
-from indistill.comparison import group_runs
 from indistill.errors import IndistillError, InputError
 from indistill.export.bench_report import read_report
 from indistill.formats import Format, require_format
 from indistill.hashing import hash_file
 from indistill.models.loading import load_network
-from indistill.runs import read_run
+from indistill.reports.comparison import group_runs
+from indistill.run_folder import read_run
 from tests.cli.calls import REPOSITORY, Result, assert_refused, run_cli
 from tests.fixtures.make import FOLDER, IMAGES, MADE, TRAIN, find
 
@@ -150,7 +150,7 @@ def test_what_an_earlier_indistill_wrote_opens_or_says_what_to_run(fixture: str,
 
 
 def test_a_checkpoint_of_an_earlier_format_is_named() -> None:
-    from indistill.checkpoint import Checkpoints
+    from indistill.training.checkpoint import Checkpoints
 
     with pytest.raises(InputError, match=r"has format 1, of an earlier indistill; .* start anew with --overwrite"):
         Checkpoints(FOLDER / "checkpoint-1" / "checkpoint", 60).read()
