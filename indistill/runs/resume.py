@@ -9,7 +9,15 @@ import yaml
 
 from indistill.errors import InputError
 from indistill.progress import make_console
-from indistill.run_folder import WEIGHTS_NAMES, check_no_file_above, check_run_output, create_run, is_run, remove_checkpoints, require_run_format
+from indistill.run_folder import (
+    WEIGHTS_NAMES,
+    check_no_file_above,
+    check_run_output,
+    create_run,
+    is_run,
+    remove_checkpoints,
+    require_run_format,
+)
 from indistill.runs.settings import RunSettings
 
 DIFFERENCES_SHOWN = 3
