@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,8 +36,6 @@ def inspect_machine() -> Iterator[Finding]:
 
 def inspect_python() -> Finding:
     found = f"{platform.python_version()} ({platform.python_implementation()}), {platform.platform()}"
-    if sys.version_info < (3, 11):
-        return Finding("Python", "broken", found, "Python 3.11 or later is needed")
     return Finding("Python", "ok", found)
 
 
