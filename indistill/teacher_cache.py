@@ -65,7 +65,7 @@ def store_teacher(
     for tensor in (batches.positions, batches.scale, batches.shift, *list_tensors(teacher).values()):
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     path = folder / f"teacher-{digest.hexdigest()[:DIGITS]}.npy"
-    rows = _read(path, count)
+    rows = read_rows(path, count)
     if rows is not None:
         return StoredTeacher(rows, batches)
     try:
@@ -75,7 +75,7 @@ def store_teacher(
         raise InputError(
             f"{path} cannot be written: {error.strerror}; make room, or use --set targets.cache=never"
         ) from error
-    rows = _read(path, count)
+    rows = read_rows(path, count)
     assert rows is not None
     return StoredTeacher(rows, batches)
 
@@ -97,7 +97,7 @@ def _fill(teacher: nn.Module, term: Term, batches: Batches, path: Path) -> None:
     move_into_place(name_aside(path), path)
 
 
-def _read(path: Path, count: int) -> NDArray[np.float32] | None:
+def read_rows(path: Path, count: int) -> NDArray[np.float32] | None:
     """Returns the rows of a file, or None where there is none that is whole."""
     try:
         rows: NDArray[np.float32] = np.load(path, mmap_mode="r")

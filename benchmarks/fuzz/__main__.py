@@ -4,7 +4,8 @@
     python -m benchmarks.fuzz --attempts 1 --target NAME --seed N     # repeats attempt N
 
 A target is a module of `benchmarks/fuzz/targets` with `attempt(random: random.Random, folder: Path) -> None`, which
-raises an error that is not an InputError where it meets a defect. Attempts run in children of this process, forked
+raises an error that is not an InputError where it meets a defect; what all its attempts need, its `prepare()` makes if
+it has one, in this process, where nothing with threads may run. Attempts run in children of this process, forked
 after the imports, with limits of memory and of time. A finding leaves its traceback, the command that repeats it, and
 the attempt's folder below the folder of --keep.
 """
@@ -75,7 +76,9 @@ def try_once(target: Target, name: str, seed: int, folder: Path) -> None:
 
 def run_target(name: str, minutes: float, attempts: int | None, seed: int, keep: Path) -> Outcome:
     """Returns what became of attempts at a target in a time, or of a number of them."""
-    target, outcome, started = load_target(name), Outcome(name), monotonic()
+    target, outcome = load_target(name), Outcome(name)
+    getattr(target, "prepare", lambda: None)()
+    started = monotonic()
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         while True:
             spent = monotonic() - started
@@ -169,9 +172,15 @@ def _keep(name: str, seed: int, problem: str, folder: Path, keep: Path) -> None:
     )
     (place / "problem.txt").write_text(problem, encoding="utf-8", errors="backslashreplace")
     if folder.exists():
-        shutil.copytree(folder, place / "folder", symlinks=True, ignore_dangling_symlinks=True)
+        shutil.copytree(folder, place / "folder", symlinks=True, ignore=_list_special)
     last = problem.strip().splitlines()[-1:] or ["no output"]
     print(f"{place}: {last[0][:300]}", file=sys.stderr, flush=True)
+
+
+def _list_special(folder: str, names: list[str]) -> list[str]:
+    """Returns the pipes and sockets among names, whose copying would never end."""
+    paths = {name: Path(folder, name) for name in names}
+    return [name for name, path in paths.items() if not (path.is_symlink() or path.is_file() or path.is_dir())]
 
 
 def _remove(path: Path) -> None:
