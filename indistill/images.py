@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -85,12 +86,14 @@ def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, *, smallest:
         if isinstance(source, Image.Image):
             return _convert_to_rgb(source)
         if isinstance(source, bytes):
-            size_bytes, stream = len(source), io.BytesIO(source)
+            stream: BinaryIO = io.BytesIO(source)
+            size_bytes = len(source)
         else:
-            size_bytes, stream = measure_file(Path(source)).st_size, None
+            size_bytes = measure_file(Path(source)).st_size
+            stream = Path(source).open("rb")  # of a path Pillow maps some files, and one that is cut off ends the process
         if size_bytes == 0:
             raise DataError("empty file")
-        with Image.open(stream if stream is not None else source, formats=FORMATS) as image:  # type: ignore[arg-type]
+        with stream, Image.open(stream, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(f"{image.width}x{image.height} pixels, more than the limit of {max_pixels:,}")
             if smallest is not None:

@@ -26,15 +26,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
+from indistill.bounded import read_bounded, require_regular
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.retrieval.catalogue import is_text
+from indistill.retrieval.checked import hash_once, note_hash
 
 CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
 PENDING_CHUNKS = "pending.chunks"
@@ -51,6 +53,7 @@ NO_SOURCE = "-"
 AGAIN = "build it again by 'indistill index build --overwrite'"
 ATTEMPTS = 5
 Found = TypeVar("Found")
+Evidence = Literal["content", "note", "size"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _read_manifest(folder: Path, number: int | None) -> Manifest:
     if number is None:
         raise explain_absence(folder)
     try:
-        content = json.loads((name_generation(folder, number) / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(name_generation(folder, number) / MANIFEST).decode("utf-8"))
         found = content.get("format", 1)
         if found == FORMAT:
             content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
@@ -207,7 +210,7 @@ def read_current(folder: Path) -> int | None:
         IndexFolderError: what says so is damaged, or cannot be read.
     """
     try:
-        name = (folder / CURRENT).read_bytes().strip()
+        name = read_bounded(folder / CURRENT).strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -334,6 +337,7 @@ def commit_generation(draft: Path, manifest: Manifest, known: Mapping[str, str] 
     with write_aside(folder / CURRENT) as stream:
         stream.write(f"{number:08d}\n".encode())
     move_into_place(name_aside(folder / CURRENT), folder / CURRENT)
+    note_hash(name_generation(folder, number) / FAISS, files[FAISS])
     for name in (MODEL, SKIPPED):  # they lay here in format 1
         (folder / name).unlink(missing_ok=True)
     for earlier, path in _list_generations(folder).items():
@@ -351,19 +355,22 @@ def link_files(source: Path, draft: Path, names: Sequence[str]) -> None:
             shutil.copyfile(source / name, draft / name)
 
 
-def find_damage(folder: Path, manifest: Manifest, name: str, *, by_size: bool = False) -> str | None:
+def find_damage(folder: Path, manifest: Manifest, name: str, by: Evidence = "content") -> str | None:
     """Returns what is wrong with a file of a generation, None where nothing is.
 
     Args:
         folder: the index folder.
         manifest: of the generation.
         name: of the file.
-        by_size: compare the size alone, which takes no time, instead of all bytes.
+        by: what is compared: all bytes; the hash that was noted when a large file was read last (see checked.py); or
+            the size alone, which takes no time.
     """
     path = name_generation(folder, manifest.generation) / name
     try:
-        size = path.stat().st_size
-        if size != manifest.sizes.get(name, size) or not (by_size or hash_file(path) == manifest.files[name]):
+        size = require_regular(path)
+        hashes: dict[Evidence, Callable[[Path], str]] = {"content": hash_file, "note": hash_once}
+        same = by == "size" or hashes[by](path) == manifest.files[name]
+        if size != manifest.sizes.get(name, size) or not same:
             return "is not as it was written"
     except FileNotFoundError:
         return "is missing"
@@ -372,10 +379,10 @@ def find_damage(folder: Path, manifest: Manifest, name: str, *, by_size: bool = 
     return None
 
 
-def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], *, by_size: bool = False) -> None:
+def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], by: Evidence = "content") -> None:
     """Raises IndexFolderError unless files of a generation are as they were written; see `find_damage`."""
     for name in names:
-        damage = find_damage(folder, manifest, name, by_size=by_size)
+        damage = find_damage(folder, manifest, name, by)
         if damage is not None:
             raise IndexFolderError(
                 f"the index {folder} is damaged: its {name} {damage}; 'indistill index rebuild' mends an {FAISS}, "

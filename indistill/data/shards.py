@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from indistill.bounded import require_regular
 from indistill.data.sets import StoredImage, number_labels
 from indistill.errors import DataError
-from indistill.images import SUFFIXES, decode_image
+from indistill.images import MAX_FILE_BYTES, SUFFIXES, decode_image
 
 LABELS = ("cls", "json", "txt")  # the first one that is there is taken
 MAX_LABEL_BYTES = 2**20
@@ -65,6 +66,8 @@ class ShardSet:
     def fetch(self, position: int) -> StoredImage:
         """Returns the member."""
         member = self.members[position]
+        if member.size > MAX_FILE_BYTES:
+            raise DataError(f"{member.size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
         with member.shard.open("rb") as stream:
             stream.seek(member.offset)
             return StoredImage(stream.read(member.size), os.fstat(stream.fileno()).st_mtime_ns)
@@ -140,10 +143,13 @@ def _scan_shard(shard: Path) -> list[tuple[str, Member, str | None]]:
     images: dict[str, tuple[str, Member]] = {}
     labels: dict[tuple[str, str], str] = {}
     try:
+        size_bytes = require_regular(shard)
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
                 if not info.isreg() or info.issparse():
                     continue
+                if not 0 <= info.size <= size_bytes - info.offset_data:
+                    raise ValueError(f"{info.name!r} has {info.size} bytes, more than the shard")
                 name, key, suffix = _split_name(shard, info.name)
                 if f".{suffix.lower()}" in SUFFIXES:
                     if key in images:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indistill.bounded import read_bounded
 from indistill.data.huggingface import SavedSet
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, SampledSet
 from indistill.data.shards import ShardSet
@@ -188,7 +189,7 @@ def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
 def _read_manifest(path: Path) -> dict[str, object]:
     """Returns the manifest of a chunk, an empty one where there is none that can be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bounded(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
