@@ -64,14 +64,14 @@ def attempt(random: random.Random, folder: Path) -> None:
     shutil.copytree(provide(f"{random.choice(sorted(FACTORIES))}.index"), index)
     (generation,) = (index / "generations").iterdir()
     for change in random.choices((_change_rows, _change_schema, _change_catalogue, _change_manifest, _change_file), k=random.choice((1, 1, 2))):
-        with suppress(OSError):  # of a file that is gone already
+        with suppress(OSError, ValueError):  # of a file that is gone or changed already
             change(index, generation, random)
     if random.random() < 0.8:
         seal(generation)
     _read(index)
     for use in random.sample((_remove, _compact, _rebuild, _merge, _open_journal), 2):
         copy = folder / use.__name__
-        shutil.copytree(index, copy, symlinks=True)
+        shutil.copytree(index, copy, symlinks=True, copy_function=_copy)
         try:
             use(copy, random)
         except InputError as error:
@@ -115,8 +115,7 @@ def _change_rows(_: Path, generation: Path, generator: random.Random) -> None:
 def _change_schema(_: Path, generation: Path, generator: random.Random) -> None:
     with closing(sqlite3.connect(generation / "catalogue.sqlite", isolation_level=None)) as connection:
         try:
-            for statement in generator.choice(STATEMENTS).split("; "):
-                connection.execute(statement if "TRIGGER" not in statement else f"{statement};")
+            connection.executescript(generator.choice(STATEMENTS) + ";")
         except sqlite3.Error:
             return
     for path in generation.glob("catalogue.sqlite-*"):
@@ -162,6 +161,13 @@ def _change_file(index: Path, generation: Path, generator: random.Random) -> Non
         case _:
             segment = generation / "vectors-00000001.npy"
             segment.write_bytes(damage(segment.read_bytes(), generator))
+
+
+def _copy(source: str, target: str) -> None:
+    if Path(source).is_file():
+        shutil.copyfile(source, target, follow_symlinks=False)
+    else:
+        os.mkfifo(target)
 
 
 def _read(index: Path) -> None:

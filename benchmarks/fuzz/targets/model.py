@@ -174,7 +174,7 @@ def _add_node(model: onnx.ModelProto, generator: random.Random) -> None:
 
 def _nest(model: onnx.ModelProto, generator: random.Random) -> None:
     graph = helper.make_graph([], "leaf", [], [])
-    for _ in range(generator.choice((3, 25, 60))):
+    for _ in range(generator.choice((3, 18, 28))):
         graph = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=graph)], "g", [], [])
     model.graph.node.add().CopyFrom(helper.make_node("If", ["x"], ["y"], then_branch=graph))
 
