@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -85,14 +84,10 @@ def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, *, smallest:
     try:
         if isinstance(source, Image.Image):
             return _convert_to_rgb(source)
-        if isinstance(source, bytes):
-            stream: BinaryIO = io.BytesIO(source)
-            size_bytes = len(source)
-        else:
-            size_bytes = measure_file(Path(source)).st_size
-            stream = Path(source).open("rb")  # of a path Pillow maps some files, and one that is cut off ends the process
-        if size_bytes == 0:
+        if (len(source) if isinstance(source, bytes) else measure_file(Path(source)).st_size) == 0:
             raise DataError("empty file")
+        # Of a path Pillow would map some files, and the process would end where one is cut off meanwhile.
+        stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
         with stream, Image.open(stream, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(f"{image.width}x{image.height} pixels, more than the limit of {max_pixels:,}")

@@ -13,10 +13,10 @@ from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.images import ImageSource
-from indistill.retrieval.catalogue import Catalogue, CatalogueItem
+from indistill.retrieval.index_types.types import can_filter, read_faiss, search_faiss, set_parameters
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
-from indistill.retrieval.segments import Ids, Segments
-from indistill.retrieval.store import (
+from indistill.retrieval.store.catalogue import Catalogue, CatalogueItem
+from indistill.retrieval.store.generations import (
     AGAIN,
     CATALOGUE,
     FAISS,
@@ -27,7 +27,7 @@ from indistill.retrieval.store import (
     read_generation,
     require_whole,
 )
-from indistill.retrieval.types import can_filter, read_faiss, search_faiss, set_parameters
+from indistill.retrieval.store.segments import Ids, Segments
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where
@@ -136,9 +136,9 @@ class Index:
         try:
             self.faiss: Any = read_faiss(generation / FAISS, mapped=True)
         except (RuntimeError, OSError, MemoryError) as error:
-            why = "there is too little memory for it, or it is damaged" if isinstance(error, MemoryError) else "damaged"
+            why = "too little memory for it, or damaged" if isinstance(error, MemoryError) else "damaged"
             raise IndexFolderError(
-                f"the {FAISS} of the index {self.folder} cannot be read ({why}); 'indistill index rebuild' makes it again"
+                f"the {FAISS} of the index {self.folder} cannot be read ({why}): 'indistill index rebuild' makes it again"
             ) from error
         if self.faiss.ntotal != manifest.items or self.faiss.d != manifest.dimension:
             raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} does not fit its {MANIFEST}")

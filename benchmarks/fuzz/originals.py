@@ -84,8 +84,8 @@ def _write_models(folder: Path) -> None:
 def _write_indexes(folder: Path, gallery: Path) -> None:
     from indistill.data.sets import open_folder
     from indistill.export.session import EmbeddingSession
-    from indistill.retrieval.build import BuildOptions, IndexType, build_index
-    from indistill.retrieval.types import check_factory
+    from indistill.retrieval.store.build import BuildOptions, IndexType, build_index
+    from indistill.retrieval.index_types.types import check_factory
 
     session = EmbeddingSession(folder / "student.onnx", 1)
     for name, factory in FACTORIES.items():
@@ -96,7 +96,7 @@ def _write_indexes(folder: Path, gallery: Path) -> None:
 
 
 def _write_journal(folder: Path, sha256: str, dimension: int) -> None:
-    from indistill.retrieval.journal import open_journal
+    from indistill.retrieval.store.journal import open_journal
 
     with open_journal(folder / "pending.vectors", sha256, dimension) as journal:
         vectors = np.random.default_rng(0).normal(size=(5, dimension)).astype(np.float32)

@@ -10,10 +10,10 @@ from benchmarks.fuzz.damage import damage
 from benchmarks.fuzz.originals import FACTORIES, provide
 from benchmarks.fuzz.targets.index import seal
 from indistill.errors import InputError
-from indistill.retrieval.changes import remove_items
+from indistill.retrieval.store.changes import remove_items
 from indistill.retrieval.index import Index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.upkeep import verify_index
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import verify_index
 
 
 def prepare() -> None:

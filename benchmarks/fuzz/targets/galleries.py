@@ -7,11 +7,32 @@ import socket
 from pathlib import Path
 
 from benchmarks.fuzz.originals import provide
-from indistill.data.sets import open_images
+from indistill.data.specs import open_images
 from indistill.errors import DataError
 
-NAMES = [b"a.png", b"\xff.png", b"a\nb.png", b"\x1b[31m.png", b"<img onerror=x>.png", b"=1+1.jpg", b"-o.png", b"a", b"CON.png", b".hidden.png"]
-TARGETS = (b"/etc/passwd", b"/dev/zero", b"/dev/stdin", b"..", b".", b"/proc/self/mem", b"/nothing", b"a.png", b"\xff.png")
+NAMES = [
+    b"a.png",
+    b"\xff.png",
+    b"a\nb.png",
+    b"\x1b[31m.png",
+    b"<img onerror=x>.png",
+    b"=1+1.jpg",
+    b"-o.png",
+    b"a",
+    b"CON.png",
+    b".hidden.png",
+]
+TARGETS = (
+    b"/etc/passwd",
+    b"/dev/zero",
+    b"/dev/stdin",
+    b"..",
+    b".",
+    b"/proc/self/mem",
+    b"/nothing",
+    b"a.png",
+    b"\xff.png",
+)
 
 
 def prepare() -> None:

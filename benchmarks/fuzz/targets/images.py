@@ -75,7 +75,9 @@ def _change_png(content: bytes, generator: random.Random) -> bytes:
             case 1 if len(chunks) > 1:
                 del chunks[place]
             case 2:
-                kind = generator.choice((b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL", b"PLTE"))
+                kind = generator.choice(
+                    (b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL", b"PLTE")
+                )
                 packed = zlib.compress(bytes(generator.choice((10, 10_000, 50_000_000))))
                 body = generator.choice((b"", b"x\0\0" + packed, b"x\0\1\0\0\0" + packed, generator.randbytes(26)))
                 chunks.insert(place, [kind, body])
@@ -85,17 +87,30 @@ def _change_png(content: bytes, generator: random.Random) -> bytes:
                 chunks[0] = [chunks[0][0], body]
             case _:
                 chunks[place] = [chunks[place][0], damage(chunks[place][1], generator)]
-    made = [len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big") for kind, body in chunks]
+    made = [
+        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big") for kind, body in chunks
+    ]
     return content[:8] + b"".join(made)
 
 
 def _claim_size(content: bytes, generator: random.Random) -> bytes:
     """Returns a file with other numbers where its format has the sizes, or anywhere in the first bytes."""
-    places = {b"BM": (18, 22, 10, 2), b"GI": (6, 8), b"RI": (4, 24, 27, 26, 28), b"II": (4,), b"P6": (3, 6), b"P5": (3, 6)}
+    places = {
+        b"BM": (18, 22, 10, 2),
+        b"GI": (6, 8),
+        b"RI": (4, 24, 27, 26, 28),
+        b"II": (4,),
+        b"P6": (3, 6),
+        b"P5": (3, 6),
+    }
     changed = bytearray(content)
     for _ in range(generator.randint(1, 3)):
         known = places.get(content[:2], ())
-        place = generator.choice(known) if known and generator.random() < 0.7 else generator.randrange(min(len(content), 600))
+        place = (
+            generator.choice(known)
+            if known and generator.random() < 0.7
+            else generator.randrange(min(len(content), 600))
+        )
         number = generator.choice(ODD_NUMBERS) % 2**32
         size = generator.choice((2, 4))
         if content[:1] == b"P":

@@ -15,12 +15,12 @@ from benchmarks.fuzz.damage import ODD_NUMBERS, ODD_TEXTS, damage, damage_json
 from benchmarks.fuzz.originals import FACTORIES, provide
 from indistill.bounded import require_regular
 from indistill.errors import InputError
-from indistill.retrieval.changes import remove_items
+from indistill.retrieval.store.changes import remove_items
 from indistill.retrieval.index import Index
-from indistill.retrieval.journal import count_kept, open_journal
+from indistill.retrieval.store.journal import count_kept, open_journal
 from indistill.retrieval.opening import count_outside, describe_index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
 from indistill.retrieval.where import parse_where
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i, 'p' || i, NULL, '', 0, 0 FROM n"
@@ -63,7 +63,9 @@ def attempt(random: random.Random, folder: Path) -> None:
     index = folder / "index"
     shutil.copytree(provide(f"{random.choice(sorted(FACTORIES))}.index"), index)
     (generation,) = (index / "generations").iterdir()
-    for change in random.choices((_change_rows, _change_schema, _change_catalogue, _change_manifest, _change_file), k=random.choice((1, 1, 2))):
+    for change in random.choices(
+        (_change_rows, _change_schema, _change_catalogue, _change_manifest, _change_file), k=random.choice((1, 1, 2))
+    ):
         with suppress(OSError, ValueError):  # of a file that is gone or changed already
             change(index, generation, random)
     if random.random() < 0.8:

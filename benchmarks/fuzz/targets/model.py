@@ -58,7 +58,9 @@ def _change(generator: random.Random) -> bytes:
         return damage(_read_original(), generator)
     model = onnx.ModelProto.FromString(_read_original())
     for _ in range(generator.randint(1, 2)):
-        generator.choice((_change_field, _change_metadata, _change_node, _change_tensor, _add_node, _nest))(model, generator)
+        generator.choice((_change_field, _change_metadata, _change_node, _change_tensor, _add_node, _nest))(
+            model, generator
+        )
     if generator.random() < 0.9:
         for entry in model.metadata_props:
             if entry.key == GRAPH_SHA256:

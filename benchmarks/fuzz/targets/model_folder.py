@@ -7,7 +7,14 @@ from pathlib import Path
 
 from benchmarks.fuzz.damage import damage, damage_json
 from benchmarks.fuzz.originals import provide
-from indistill.export.folder import CARD_FILE, CONFIG_FILE, MODEL_NAMES, PROCESSOR_FILE, check_folder_output, read_folder
+from indistill.export.folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    MODEL_NAMES,
+    PROCESSOR_FILE,
+    check_folder_output,
+    read_folder,
+)
 
 NAMES = (PROCESSOR_FILE, CONFIG_FILE, CARD_FILE, *MODEL_NAMES.values())
 

@@ -8,10 +8,20 @@ from pathlib import Path
 
 from benchmarks.fuzz.damage import ODD_TEXTS, damage
 from benchmarks.fuzz.originals import provide
-from indistill.data.sets import open_images
+from indistill.data.specs import open_images
 from indistill.errors import DataError
 
-NAMES = ("../x.png", "/x.png", "a/../../x.png", "a\\x.png", "x" * 300 + ".png", "part/000.png", ".png", "./000.cls", "a//b.png")
+NAMES = (
+    "../x.png",
+    "/x.png",
+    "a/../../x.png",
+    "a\\x.png",
+    "x" * 300 + ".png",
+    "part/000.png",
+    ".png",
+    "./000.cls",
+    "a//b.png",
+)
 
 
 def prepare() -> None:
@@ -43,7 +53,10 @@ def _rewrite(original: bytes, generator: random.Random) -> bytes:
     """Returns a shard in which some members are others."""
     stream = io.BytesIO()
     formats = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)
-    with tarfile.open(fileobj=io.BytesIO(original)) as old, tarfile.open(fileobj=stream, mode="w", format=generator.choice(formats)) as new:
+    with (
+        tarfile.open(fileobj=io.BytesIO(original)) as old,
+        tarfile.open(fileobj=stream, mode="w", format=generator.choice(formats)) as new,
+    ):
         for info in old:
             content = old.extractfile(info).read()  # type: ignore[union-attr]
             if generator.random() < 0.3:
@@ -78,6 +91,8 @@ def _change_member(info: tarfile.TarInfo, content: bytes, generator: random.Rand
             content = damage(content, generator)
             info.size = len(content)
         case _:
-            content = generator.choice((b"", b"[" * 10**5, b"\xff", b'{"label": {}}', b"1" * 5000, b"NaN", bytes(2**20 + 1)))
+            content = generator.choice(
+                (b"", b"[" * 10**5, b"\xff", b'{"label": {}}', b"1" * 5000, b"NaN", bytes(2**20 + 1))
+            )
             info.size = len(content)
     return content

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from benchmarks.fuzz.damage import ODD_TEXTS, damage, damage_json
 from benchmarks.fuzz.originals import provide
-from indistill.data.sets import open_images
+from indistill.data.specs import open_images
 from indistill.errors import DataError
 from indistill.retrieval.cluster.chunks import Chunk, count_embedded, read_chunk
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.fuzz.damage import damage
 from benchmarks.fuzz.targets.weights import Trap
-from indistill.teacher_cache import read_rows
+from indistill.distillation.teacher_cache import read_rows
 
 COUNT, WIDTH = 6, 4
 

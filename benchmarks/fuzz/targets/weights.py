@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.fuzz.damage import ODD_NUMBERS, damage, damage_json, make_odd
 from benchmarks.fuzz.originals import provide
-from indistill.checkpoint import Checkpoints
+from indistill.training.checkpoint import Checkpoints
 from indistill.errors import InputError
 from indistill.hashing import hash_file
 from indistill.models.weights import read_weights
-from indistill.runs import CHECKPOINT_FOLDER
+from indistill.run_folder import CHECKPOINT_FOLDER
 
 
 class Trap:
@@ -109,7 +109,9 @@ def _change_archive(path: Path, generator: random.Random, changed: Path) -> byte
 
 def _set_trap(generator: random.Random, trap: Path) -> bytes:
     path = trap.with_name("made")
-    holder = generator.choice((lambda x: x, lambda x: {"a": x}, lambda x: {"state_dict": {"a": torch.zeros(2), "b": x}}))
+    holder = generator.choice(
+        (lambda x: x, lambda x: {"a": x}, lambda x: {"state_dict": {"a": torch.zeros(2), "b": x}})
+    )
     content = holder(Trap(trap))
     if generator.random() < 0.5:
         path.write_bytes(pickle.dumps(content, protocol=generator.randint(0, 5)))
