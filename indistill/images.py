@@ -87,8 +87,10 @@ def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, *, smallest:
         if (len(source) if isinstance(source, bytes) else measure_file(Path(source)).st_size) == 0:
             raise DataError("empty file")
         # Of a path Pillow would map some files, and the process would end where one is cut off meanwhile.
-        stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
-        with stream, Image.open(stream, formats=FORMATS) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
             if image.width * image.height > max_pixels:
                 raise DataError(f"{image.width}x{image.height} pixels, more than the limit of {max_pixels:,}")
             if smallest is not None:

@@ -138,7 +138,8 @@ class Index:
         except (RuntimeError, OSError, MemoryError) as error:
             why = "too little memory for it, or damaged" if isinstance(error, MemoryError) else "damaged"
             raise IndexFolderError(
-                f"the {FAISS} of the index {self.folder} cannot be read ({why}): 'indistill index rebuild' makes it again"
+                f"the {FAISS} of the index {self.folder} cannot be read ({why}); make it again by 'indistill index "
+                "rebuild'"
             ) from error
         if self.faiss.ntotal != manifest.items or self.faiss.d != manifest.dimension:
             raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} does not fit its {MANIFEST}")

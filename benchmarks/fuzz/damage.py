@@ -62,6 +62,11 @@ def damage_json(text: str, generator: random.Random) -> str:
     return json.dumps(content)
 
 
+def require_line(error: Exception) -> None:
+    """Raises AssertionError unless what an error says is one line."""
+    assert len(str(error).splitlines()) == 1, repr(str(error))
+
+
 def make_odd(generator: random.Random, value: object = None) -> object:
     """Returns an odd value of any type that JSON has, at times one that is near to a given one."""
     makers: list[Callable[[], object]] = [

@@ -84,8 +84,8 @@ def _write_models(folder: Path) -> None:
 def _write_indexes(folder: Path, gallery: Path) -> None:
     from indistill.data.sets import open_folder
     from indistill.export.session import EmbeddingSession
-    from indistill.retrieval.store.build import BuildOptions, IndexType, build_index
     from indistill.retrieval.index_types.types import check_factory
+    from indistill.retrieval.store.build import BuildOptions, IndexType, build_index
 
     session = EmbeddingSession(folder / "student.onnx", 1)
     for name, factory in FACTORIES.items():

@@ -234,7 +234,7 @@ def _distrust(connection: sqlite3.Connection) -> None:
 
 
 def _require_schema(found: Sequence[tuple[Any, ...]], path: Path) -> None:
-    """Raises IndexFolderError where a catalogue has more or other parts than ours: views, triggers, columns that compute."""
+    """Raises IndexFolderError where a catalogue has other parts than ours: views, triggers, columns that compute."""
     ours = {_simplify(statement) for statement in SCHEMA.split(";\n")} - {""}
     made = [row for row in found if (row[0], row[1]) not in SQLITE_OWN]
     if {_simplify(str(row[2])) for row in made} != ours or len(made) != len(ours):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fuzz.damage import damage
+from benchmarks.fuzz.damage import damage, require_line
 from benchmarks.fuzz.originals import FACTORIES, provide
 from benchmarks.fuzz.targets.index import seal
 from indistill.errors import InputError
-from indistill.retrieval.store.changes import remove_items
 from indistill.retrieval.index import Index
+from indistill.retrieval.store.changes import remove_items
 from indistill.retrieval.store.selection import Selection
 from indistill.retrieval.store.upkeep import verify_index
 
@@ -33,7 +33,7 @@ def attempt(random: random.Random, folder: Path) -> None:
         try:
             use(index)
         except InputError as error:
-            assert len(str(error).splitlines()) == 1, repr(str(error))
+            require_line(error)
 
 
 def _search(index: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import socket
 from pathlib import Path
 
+from benchmarks.fuzz.damage import require_line
 from benchmarks.fuzz.originals import provide
 from indistill.data.specs import open_images
 from indistill.errors import DataError
@@ -57,7 +58,7 @@ def attempt(random: random.Random, folder: Path) -> None:
         try:
             images.read(position)
         except DataError as error:
-            assert len(str(error).splitlines()) == 1, repr(str(error))
+            require_line(error)
 
 
 def _make(path: bytes, folders: list[bytes], generator: random.Random, pictures: list[Path]) -> None:

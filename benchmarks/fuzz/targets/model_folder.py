@@ -30,11 +30,11 @@ def attempt(random: random.Random, folder: Path) -> None:
     shutil.copytree(provide("packed"), packed)
     for name in random.choices(NAMES, k=random.randint(1, 2)):
         _change(packed / name, random)
-    names = set(os.listdir(packed))
+    names = {path.name for path in packed.iterdir()}
     try:
         read_folder(packed).list_sizes()
     finally:
-        assert set(os.listdir(packed)) == names
+        assert {path.name for path in packed.iterdir()} == names
     check_folder_output(packed, overwrite=True)
 
 

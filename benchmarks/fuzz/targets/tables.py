@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from benchmarks.fuzz.damage import ODD_TEXTS, damage, damage_json
+from benchmarks.fuzz.damage import ODD_TEXTS, damage, damage_json, require_line
 from benchmarks.fuzz.originals import provide
 from indistill.data.specs import open_images
 from indistill.errors import DataError
@@ -76,7 +75,7 @@ def _try_chunk(folder: Path, generator: random.Random) -> None:
 def _try_saved(folder: Path, generator: random.Random) -> None:
     saved = folder / "saved"
     shutil.copytree(provide("saved"), saved)
-    path = saved / generator.choice(sorted(os.listdir(saved)))
+    path = generator.choice(sorted(saved.iterdir()))
     if path.suffix == ".json" and generator.random() < 0.8:
         path.write_text(damage_json(path.read_text(encoding="utf-8"), generator), encoding="utf-8")
     else:
@@ -90,4 +89,4 @@ def _read_images(path: Path) -> None:
         try:
             images.read(position)
         except DataError as error:
-            assert len(str(error).splitlines()) == 1, repr(str(error))
+            require_line(error)

@@ -24,7 +24,8 @@ def attempt(random: random.Random, folder: Path) -> None:
         case 1:
             shape = random.choice((f"({2**62}, 4)", "(6, -4)", "(6, " + "1" * 5000 + ")", "()", "(6,)", "(6, 0)"))
             kind = random.choice(("<f4", "|O", "<f8", "|V4", ">f4"))
-            header = f"{{'descr': '{kind}', 'fortran_order': {random.choice((True, False, 'x'))}, 'shape': {shape}, }}\n".encode()
+            order = random.choice((True, False, "x"))
+            header = f"{{'descr': '{kind}', 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
             stream.write(b"\x93NUMPY\x01\x00" + (len(header) % 2**16).to_bytes(2, "little") + header + bytes(96))
         case 2:
             stream.write(pickle.dumps(Trap(trap)))
