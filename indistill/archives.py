@@ -1,6 +1,7 @@
 """Files of `torch.save` from anyone: tensors and plain values come out, nothing in them is run, and none grows."""
 
 import pickle
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 # What PyTorch's readers raise at damaged files and at pickles that hold more than tensors; they have no common class.
 _DAMAGE = (
     pickle.UnpicklingError,
+    struct.error,
     zipfile.BadZipFile,
     RuntimeError,
     AssertionError,

@@ -19,6 +19,8 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl")
 PATH_COLUMNS = ("path", "file_name")
 LABEL_COLUMN = "label"
+ROWS_PER_BYTE = 10  # of a Parquet file: more cannot be different from one another, and would fill the memory
+MAX_BATCH_BYTES = 2**28  # of the rows that are read at once, of which pyarrow takes 65,536
 
 Row = Mapping[str, object]
 
@@ -129,9 +131,18 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             if not set(PATH_COLUMNS) & set(columns):
                 found = ", ".join(map(repr, file.schema_arrow.names)) or "nothing"
                 raise DataError(f"manifest {path}: it needs a column 'path', it has {found}")
+            count, size_bytes = file.metadata.num_rows, path.stat().st_size
+            if count > ROWS_PER_BYTE * size_bytes:
+                raise DataError(
+                    f"manifest {path}: {count:,} rows in {size_bytes:,} bytes cannot all have their own path"
+                )
             for batch in file.iter_batches(columns=columns):
+                if batch.nbytes > MAX_BATCH_BYTES:
+                    raise DataError(
+                        f"manifest {path}: {batch.nbytes:,} bytes of paths and labels in {len(batch):,} rows"
+                    )
                 yield from batch.to_pylist()
-    except ArrowException as error:
+    except (ArrowException, OverflowError, ValueError) as error:
         raise DataError(f"manifest {path} cannot be read ({' '.join(str(error).split())})") from error
 
 

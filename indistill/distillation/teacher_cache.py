@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from indistill.arrays import map_array
 from indistill.data.batches import Batches
 from indistill.distillation.terms import Term
 from indistill.durable import move_into_place, name_aside, write_aside
@@ -101,7 +102,7 @@ def _fill(teacher: nn.Module, term: Term, batches: Batches, path: Path) -> None:
 def read_rows(path: Path, count: int) -> NDArray[np.float32] | None:
     """Returns the rows of a file, or None where there is none that is whole."""
     try:
-        rows: NDArray[np.float32] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        rows: NDArray[np.float32] = map_array(path)
+    except (OSError, ValueError):
         return None
     return rows if rows.dtype == np.float32 and rows.ndim == 2 and len(rows) == count else None

@@ -27,7 +27,7 @@ VALUES_PER_QUERY = 500
 MAX_VALUE_BYTES = 2**24
 # Pages of a damaged file may lead to one another without end. A row of ours takes 80 bytes or more, and some tens of
 # steps; a long condition takes some hundreds.
-STEPS_COUNTED, LEAST_STEPS, STEPS_PER_BYTE = 10**6, 10**8, 10
+STEPS_COUNTED, LEAST_STEPS, STEPS_PER_BYTE = 10**6, 10**7, 10
 SQLITE_OWN = {("table", "sqlite_sequence"), ("index", "sqlite_autoindex_items_1")}  # which SQLite makes by itself
 # Of the columns in their order; SQLite stores any type anywhere.
 ROW_TYPES = {(int, str, label, str, int, int) for label in (str, type(None))}

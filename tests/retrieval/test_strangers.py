@@ -102,11 +102,18 @@ def test_a_schema_with_other_comments_is_ours(index: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["path = x'2e2e'", "label = x'ff'", "sha256 = 5.5", "size_bytes = 'many'", "modified_ns = x''", "path = 5.5"],
+    [
+        "path = x'2e2e'",
+        "label = x'ff'",
+        "sha256 = x'00'",
+        "size_bytes = 'many'",
+        "size_bytes = 5.5",
+        "modified_ns = x''",
+    ],
 )
 def test_values_of_another_type_are_damage(index: Path, change: str) -> None:
     write_sql(index, f"UPDATE items SET {change} WHERE id = 3")
-    with Index(index) as opened, pytest.raises(IndexFolderError, match="damaged.*id 3 is no image|Could not decode"):
+    with Index(index) as opened, pytest.raises(IndexFolderError, match=r"damaged.*id 3 is no image"):
         list(opened.list_items())
 
 
@@ -117,7 +124,7 @@ def test_a_label_of_another_type_is_damage_for_an_evaluation(index: Path) -> Non
 
 
 def test_a_statement_that_takes_more_steps_than_its_file_can_is_cut_off(index: Path) -> None:
-    with Index(index) as opened, pytest.raises(IndexFolderError, match="is damaged: .*: interrupted"):
+    with Index(index) as opened, pytest.raises(IndexFolderError, match=r"is damaged: .*: interrupted"):
         opened.catalogue.select(f"SELECT COUNT(*) FROM ({ENDLESS})")
 
 

@@ -16,6 +16,7 @@ from indistill.export.folder import (
     read_folder,
 )
 
+MAX_BYTES = 10**7
 NAMES = (PROCESSOR_FILE, CONFIG_FILE, CARD_FILE, *MODEL_NAMES.values())
 
 
@@ -39,10 +40,10 @@ def attempt(random: random.Random, folder: Path) -> None:
 
 
 def _change(path: Path, generator: random.Random) -> None:
-    if not path.exists():
+    if not os.path.lexists(path):
         shutil.copyfile(provide("packed") / "model.onnx", path)
-    if not path.is_file():
-        return
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return  # changed already
     match generator.randrange(8):
         case 0:
             path.unlink()
