@@ -4,10 +4,9 @@
     python -m benchmarks.fuzz --attempts 1 --target NAME --seed N     # repeats attempt N
 
 A target is a module of `benchmarks/fuzz/targets` with `attempt(random: random.Random, folder: Path) -> None`, which
-raises an error that is not an InputError where it meets a defect; what all its attempts need, its `prepare()` makes if
-it has one, in this process, where nothing with threads may run. Attempts run in children of this process, forked
-after the imports, with limits of memory and of time. A finding leaves its traceback, the command that repeats it, and
-the attempt's folder below the folder of --keep.
+raises an error that is not an InputError where it meets a defect; its `prepare() -> None`, where it has one, is called
+once before. Attempts run in children of this process, forked after the imports, with limits of memory and of time. A
+finding leaves its traceback, the command that repeats it, and the attempt's folder below the folder of --keep.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from indistill.errors import InputError
 TARGETS = Path(__file__).parent / "targets"
 BATCH = 200  # attempts of a child: what one leaves behind in memory is seen by few others
 TIME_LIMIT_S = 60
-MEMORY_LIMIT_BYTES = 3 << 30  # more than the child has after the imports
+MEMORY_LIMIT_BYTES = 6 << 30  # of addresses, more than the child has after the imports
 FOUND = 3  # exit code of a child whose attempt is a finding
 
 
@@ -76,9 +75,9 @@ def try_once(target: Target, name: str, seed: int, folder: Path) -> None:
 
 def run_target(name: str, minutes: float, attempts: int | None, seed: int, keep: Path) -> Outcome:
     """Returns what became of attempts at a target in a time, or of a number of them."""
-    target, outcome = load_target(name), Outcome(name)
+    target = load_target(name)
     getattr(target, "prepare", lambda: None)()
-    started = monotonic()
+    outcome, started = Outcome(name), monotonic()
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         while True:
             spent = monotonic() - started
@@ -143,7 +142,7 @@ def _work(target: Target, name: str, seeds: Sequence[int], log: Path, writer: in
         faulthandler.dump_traceback_later(TIME_LIMIT_S, exit=True, file=stream)
         try:
             try_once(target, name, seed, folder)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, it is a finding
             traceback.print_exc(file=stream)
             stream.flush()
             return FOUND

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from indistill.data.sets import FolderSet, locate_files, number_labels, place_files
 from indistill.errors import DataError
@@ -137,13 +138,21 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                     f"manifest {path}: {count:,} rows in {size_bytes:,} bytes cannot all have their own path"
                 )
             for batch in file.iter_batches(columns=columns):
-                if batch.nbytes > MAX_BATCH_BYTES:
-                    raise DataError(
-                        f"manifest {path}: {batch.nbytes:,} bytes of paths and labels in {len(batch):,} rows"
-                    )
+                needed = sum(_measure_column(column) for column in batch.columns)
+                if needed > MAX_BATCH_BYTES:
+                    raise DataError(f"manifest {path}: {needed:,} bytes of paths and labels in {len(batch):,} rows")
                 yield from batch.to_pylist()
     except (ArrowException, OverflowError, ValueError) as error:
         raise DataError(f"manifest {path} cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _measure_column(column: Any) -> int:  # noqa: ANN401 - an array of pyarrow
+    """Returns how many bytes a column takes when each row has its own value, as that of a dictionary has not."""
+    from pyarrow import compute, types
+
+    if not types.is_dictionary(column.type):
+        return int(column.nbytes)
+    return len(column) * int(compute.max(compute.binary_length(column.dictionary)).as_py() or 0)
 
 
 def _read_cell(value: object) -> str:

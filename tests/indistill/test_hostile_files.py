@@ -16,9 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import save_file
 
 from indistill.data.specs import open_images
@@ -302,6 +304,22 @@ def test_a_member_larger_than_any_image_is_skipped(tmp_path: Path) -> None:
     images = open_images(str(path))
     with limit_memory(), pytest.raises(DataError, match="1,099,511,627,776 bytes, more than the limit"):
         images.read(0)
+
+
+BOMB_TABLES = {
+    "more rows than bytes": lambda: pa.array(["a.png"] * 1_000_000),
+    "a long path in each row": lambda: pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(1000, dtype=np.int8)), pa.array(["x" * 1_000_000])
+    ),
+}
+
+
+@pytest.mark.parametrize("make", BOMB_TABLES.values(), ids=BOMB_TABLES)
+def test_a_table_that_grows_when_it_is_read_is_refused(tmp_path: Path, make: Callable[[], pa.Array]) -> None:
+    path = tmp_path / "m.parquet"
+    parquet.write_table(pa.table({"path": make()}), path, compression="zstd")
+    with limit_memory(2**25), pytest.raises(DataError, match=r"manifest .* rows"):
+        open_images(str(path))
 
 
 def test_a_gallery_of_links_in_circles_devices_and_sockets_ends(tmp_path: Path) -> None:
