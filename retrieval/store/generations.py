@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 from indistill.bounded import read_bounded, require_regular
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
+from indistill.export.artefact import MAX_DIMENSION
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.retrieval.store.catalogue import is_text
@@ -177,6 +178,7 @@ def _check_names(manifest: Manifest, number: int) -> None:
         and all(isinstance(value, dict) for value in (*counts, manifest.files, *manifest.trials))
         and all(_is_count(value) for found in counts for value in found.values())
         and all(isinstance(value, str) for value in manifest.files.values())
+        and 0 < manifest.dimension <= MAX_DIMENSION
     )
     if not typed:
         raise ValueError(manifest)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.fuzz.targets.index import seal
 from indistill.data.sets import open_folder
-from indistill.errors import IndexFolderError, ModelError
+from indistill.errors import IndexFolderError, InputError, ModelError
 from indistill.export.session import EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.retrieval import index as index_module
@@ -259,3 +259,16 @@ def test_a_journal_of_gigabytes_is_read_to_its_first_damage(index: Path, small_m
     with open_journal(path, small_model.sha256, 64) as journal:
         assert len(journal) == 1
     assert path.stat().st_size == whole
+
+
+@pytest.mark.parametrize(
+    "change", [{"dimension": 2**62}, {"dimension": 0}, {"factory": "IVF4000000000,Flat"}, {"factory": "IDMap,\x1b[2J"}]
+)
+def test_a_manifest_with_enormous_numbers_is_refused_before_they_are_made(
+    index: Path, change: dict[str, object]
+) -> None:
+    manifest = find_file(index, "manifest.json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(InputError) as refused:
+        rebuild_index(index)
+    assert str(refused.value).isprintable()
