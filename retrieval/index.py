@@ -17,12 +17,12 @@ from indistill.retrieval.index_types.types import can_filter, read_faiss, search
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
 from indistill.retrieval.store.catalogue import Catalogue, CatalogueItem
 from indistill.retrieval.store.generations import (
-    AGAIN,
     CATALOGUE,
     FAISS,
     MANIFEST,
     MODEL,
     Manifest,
+    explain_count,
     name_generation,
     read_generation,
     require_whole,
@@ -288,10 +288,7 @@ class Index:
         labels = self.catalogue.list_labels()
         ids = np.array([i for i, _ in labels], dtype=np.int64)
         if len(ids) != self.manifest.items:
-            raise IndexFolderError(
-                f"the index {self.folder} is damaged: its {CATALOGUE} has {len(ids)} images, its {MANIFEST} says "
-                f"{self.manifest.items}; {AGAIN}"
-            )
+            raise IndexFolderError(explain_count(self.folder, self.manifest, len(ids)))
         return ids, self._segments.find(ids), [label for _, label in labels]
 
     def _search_ordered(self, queries: Embeddings, k: int, total: int, among: Ids | None) -> tuple[Embeddings, Ids]:

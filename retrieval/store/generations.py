@@ -392,6 +392,11 @@ def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], by: Ev
             )
 
 
+def explain_count(folder: Path, manifest: Manifest, found: int) -> str:
+    """Returns the error of a catalogue that has another number of images than the manifest says."""
+    return f"the index {folder} is damaged: its {CATALOGUE} has {found} images, its {MANIFEST} says {manifest.items}; {AGAIN}"
+
+
 def write_skipped(path: Path, skipped: Sequence[SkippedImage]) -> None:
     """Writes the files that were passed over, an object a line."""
     lines = (json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in skipped)

@@ -272,3 +272,10 @@ def test_a_manifest_with_enormous_numbers_is_refused_before_they_are_made(
     with pytest.raises(InputError) as refused:
         rebuild_index(index)
     assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("use", ["compact", "rebuild", "merge"])
+def test_a_catalogue_that_lost_images_is_not_made_the_truth(index: Path, use: str) -> None:
+    write_sql(index, "DELETE FROM items WHERE id = 3")
+    with pytest.raises(IndexFolderError, match=r"has 5 images, its manifest\.json says 6"):
+        USES[use](index)

@@ -66,7 +66,7 @@ def attempt(random: random.Random, folder: Path) -> None:
     for change in random.choices(
         (_change_rows, _change_schema, _change_catalogue, _change_manifest, _change_file), k=random.choice((1, 1, 2))
     ):
-        with suppress(OSError, ValueError):  # of a file that is gone or changed already
+        with suppress(OSError, ValueError, sqlite3.Error):  # of a file that is gone or changed already
             change(index, generation, random)
     if random.random() < 0.8:
         seal(generation)
