@@ -394,7 +394,8 @@ def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], by: Ev
 
 def explain_count(folder: Path, manifest: Manifest, found: int) -> str:
     """Returns the error of a catalogue that has another number of images than the manifest says."""
-    return f"the index {folder} is damaged: its {CATALOGUE} has {found} images, its {MANIFEST} says {manifest.items}; {AGAIN}"
+    differ = f"its {CATALOGUE} has {found} images, its {MANIFEST} says {manifest.items}"
+    return f"the index {folder} is damaged: {differ}; {AGAIN}"
 
 
 def write_skipped(path: Path, skipped: Sequence[SkippedImage]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.fuzz.damage import ODD_NUMBERS, ODD_TEXTS, damage, damage_json, require_line
 from benchmarks.fuzz.originals import FACTORIES, provide
-from indistill.bounded import require_regular
+from indistill.bounded import read_bounded
 from indistill.errors import InputError
 from indistill.retrieval.index import Index
 from indistill.retrieval.opening import count_outside, describe_index
@@ -86,10 +86,9 @@ def seal(generation: Path) -> None:
     """Writes the sizes and checksums of files as they are into the manifest, as one would who means harm."""
     path = generation / "manifest.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        content = json.loads(read_bounded(path).decode("utf-8", "surrogateescape"))
         for name in content["files"]:
-            require_regular(generation / name)
-            data = (generation / name).read_bytes()
+            data = read_bounded(generation / name)
             content["files"][name] = hashlib.sha256(data).hexdigest()
             content["sizes"][name] = len(data)
         path.write_text(json.dumps(content), encoding="utf-8", errors="surrogateescape")
@@ -126,12 +125,12 @@ def _change_schema(_: Path, generation: Path, generator: random.Random) -> None:
 
 def _change_catalogue(_: Path, generation: Path, generator: random.Random) -> None:
     path = generation / "catalogue.sqlite"
-    path.write_bytes(damage(path.read_bytes(), generator))
+    path.write_bytes(damage(read_bounded(path), generator))
 
 
 def _change_manifest(_: Path, generation: Path, generator: random.Random) -> None:
     path = generation / "manifest.json"
-    text = path.read_text(encoding="utf-8")
+    text = read_bounded(path).decode()
     if generator.random() < 0.8:
         path.write_text(damage_json(text, generator), encoding="utf-8")
     else:
@@ -148,7 +147,7 @@ def _change_file(index: Path, generation: Path, generator: random.Random) -> Non
         case 1:
             other = generation / generator.choice(names)
             if other.exists() and path.exists() and "index.faiss" not in (path.name, other.name):
-                content = other.read_bytes()
+                content = read_bounded(other)
                 shutil.copyfile(path, other) if path != other else None
                 path.write_bytes(content)
         case 2:
@@ -162,7 +161,7 @@ def _change_file(index: Path, generation: Path, generator: random.Random) -> Non
             (index / "CURRENT").write_bytes(damage(b"00000001\n", generator))
         case _:
             segment = generation / "vectors-00000001.npy"
-            segment.write_bytes(damage(segment.read_bytes(), generator))
+            segment.write_bytes(damage(read_bounded(segment), generator))
 
 
 def _copy(source: str, target: str) -> None:
