@@ -20,19 +20,29 @@ from tests.cli.calls import REPOSITORY, Result, make_environment, run_cli
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 SHELL, PYTHON = ("bash",), ("python",)
 NOT_CODE = ("text", "csv", "json", "yaml", "nginx")
-FENCE = re.compile(r"^( *)```(\S*)\s*$")
+FENCE = re.compile(r'^( *)```(\S*)(?: title="(.+)")?\s*$')
 REASON = re.compile(r"<!-- not run: (.+) -->")
 SYNTAX = ("|", ">", "&&", ";")
 
 
 class Block(NamedTuple):
-    """A block of code; `reason` says why it is not run, None where it is."""
+    """A block of code.
+
+    Attributes:
+        page: its path in the repository.
+        line: where it begins.
+        language: the word behind its fence.
+        code: what is in it.
+        reason: why it is not run, None where it is.
+        title: the file that it is, None where it is none.
+    """
 
     page: str
     line: int
     language: str
     code: str
     reason: str | None
+    title: str | None
 
     @property
     def place(self) -> str:
@@ -48,22 +58,22 @@ class Block(NamedTuple):
 def read_blocks(page: Path) -> list[Block]:
     """Returns the blocks of a page in their order."""
     blocks: list[Block] = []
-    begun: tuple[int, str, str, str | None] | None = None
+    begun: tuple[int, str, str, str | None, str | None] | None = None
     lines = page.read_text(encoding="utf-8").splitlines()
     code: list[str] = []
     for number, line in enumerate(lines, start=1):
         fence = FENCE.match(line)
         if begun is not None and fence is not None and not fence[2]:
-            start, indent, language, reason = begun
+            start, indent, language, reason, title = begun
             text = "\n".join(row.removeprefix(indent) for row in code) + "\n"
-            blocks.append(Block(str(page.relative_to(REPOSITORY)), start, language, text, reason))
+            blocks.append(Block(str(page.relative_to(REPOSITORY)), start, language, text, reason, title))
             begun, code = None, []
         elif begun is not None:
             code.append(line)
         elif fence is not None:
             before = next((row for row in reversed(lines[: number - 1]) if row.strip()), "")
             marked = REASON.search(before)
-            begun = number, fence[1], fence[2], None if marked is None else marked[1]
+            begun = number, fence[1], fence[2], None if marked is None else marked[1], fence[3]
     assert begun is None, f"{page}: a block without an end"
     return blocks
 

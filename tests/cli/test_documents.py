@@ -53,6 +53,8 @@ def template(workspace: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         shutil.copy(list_files(workspace["queries"])[0], root / name)
     for name, run in (("teacher", "teacher"), ("student", "run")):
         shutil.copytree(workspace[run], root / "runs" / name)
+    (root / "demo-out" / "gallery" / "3").mkdir(parents=True)
+    shutil.copy(list_files(workspace["gallery"])[0], root / "demo-out" / "gallery" / "3" / "00003.png")
     shutil.copy(workspace["model"], root / "student.onnx")
     succeed("index", "build", root / "gallery", "--model", root / "student.onnx", "--out", root / "gallery.index")
     return root
@@ -77,7 +79,9 @@ def test_the_blocks_of_a_page_run_in_their_order(
     monkeypatch.setenv("HOME", str(tmp_path))
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks:
-        if block.language in PYTHON:
+        if block.title is not None:
+            (folder / block.title).write_text(block.code, encoding="utf-8")
+        elif block.language in PYTHON:
             run_python(block.code, namespace, block.place)
         elif block.language in SHELL:
             for line in block.lines:
