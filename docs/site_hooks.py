@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
 
 BESIDE = ("benchmarks/*.md", "benchmarks/*.json", "examples/*")
 LINK = re.compile(r"\]\(((?:\.\./)+)(benchmarks|examples|docs)/")
@@ -19,7 +18,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, **_: object) -> str:
     """Turns links that are right in the repository into those of the site, where `docs/` is the root."""
 
     def shorten(found: re.Match[str]) -> str:

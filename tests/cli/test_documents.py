@@ -93,10 +93,7 @@ def test_the_blocks_of_a_page_run_in_their_order(
 def test_a_block_that_is_not_run_has_options_that_there_are(block: Block) -> None:
     for line in block.lines:
         for call in find_calls(line):
-            try:
-                parse_call(call)
-            except Exception as error:
-                pytest.fail(f"{block.place}: {line}\n{error}")
+            parse_call(call)
 
 
 def test_every_block_says_what_it_is() -> None:
@@ -114,10 +111,12 @@ def test_no_command_hides_in_a_block_that_is_no_shell() -> None:
     assert not hidden, "these want ```bash: " + ", ".join(hidden)
 
 
-@pytest.mark.parametrize("line", ["indistill search gallery.index q.jpg --bogus", "indistill nothing", "indistill plan"])
+@pytest.mark.parametrize(
+    "line", ["indistill search gallery.index q.jpg --bogus", "indistill nothing", "indistill plan"]
+)
 def test_a_command_that_does_not_exist_would_be_found(line: str) -> None:
     (call,) = find_calls(line)
-    with pytest.raises(Exception, match="No such|Missing"):
+    with pytest.raises(Exception, match=r"No such|Missing"):
         parse_call(call)
 
 
