@@ -51,7 +51,7 @@ def template(workspace: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     shutil.copytree(workspace["gallery"], root / "new" / "gallery")
     for name in ("one.jpg", "query.jpg", "photo.jpg", "q.jpg", "a.png", "b.png"):
         shutil.copy(list_files(workspace["queries"])[0], root / name)
-    for name, run in (("teacher", "teacher"), ("student", "run")):
+    for name, run in (("teacher", "teacher"), ("student", "run"), ("other", "run")):
         shutil.copytree(workspace[run], root / "runs" / name)
     (root / "demo-out" / "gallery" / "3").mkdir(parents=True)
     shutil.copy(list_files(workspace["gallery"])[0], root / "demo-out" / "gallery" / "3" / "00003.png")
