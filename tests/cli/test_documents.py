@@ -29,7 +29,12 @@ NOT_RUN = [block for block in BLOCKS if block.reason is not None and block.langu
 RUN_PAGES = sorted({block.page for block in BLOCKS if block.reason is None and block.language in SHELL + PYTHON})
 
 SMALL = ["--epochs", "1", "--image-size", "32", "--batch-size", "32"]
-ADDED = {"train": SMALL, "compress": SMALL, "export": ["--overwrite"], "bench": ["--min-seconds", "0"]}
+ADDED = {
+    "train": SMALL,
+    "compress": [*SMALL, "--no-report"],
+    "export": ["--overwrite"],
+    "bench": ["--min-seconds", "0"],
+}
 WORDS = {
     "digits/train": "photos",
     "digits/test": "queries",
@@ -53,8 +58,9 @@ def template(workspace: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         shutil.copy(list_files(workspace["queries"])[0], root / name)
     for name, run in (("teacher", "teacher"), ("student", "run"), ("other", "run")):
         shutil.copytree(workspace[run], root / "runs" / name)
-    (root / "demo-out" / "gallery" / "3").mkdir(parents=True)
-    shutil.copy(list_files(workspace["gallery"])[0], root / "demo-out" / "gallery" / "3" / "00003.png")
+    three = shutil.copytree(workspace["gallery"], root / "demo-out" / "gallery") / "3"
+    three.mkdir()
+    shutil.copy(list_files(workspace["gallery"])[0], three / "00003.png")
     shutil.copy(workspace["model"], root / "student.onnx")
     succeed("index", "build", root / "gallery", "--model", root / "student.onnx", "--out", root / "gallery.index")
     return root
