@@ -34,7 +34,7 @@ docs: $(VENV)/ready
 	$(BIN)/python docs/generate_bench_schema.py docs/bench.schema.json
 
 site: $(VENV)/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) demo-out build dist site
