@@ -3,13 +3,14 @@
 A block that cannot run here has `<!-- not run: why -->` before it; of such a block the options of indistill are parsed.
 """
 
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.cli.calls import succeed
+from tests.cli.calls import REPOSITORY, succeed
 from tests.cli.documents import (
     NOT_CODE,
     PAGES,
@@ -58,6 +59,8 @@ def template(workspace: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         shutil.copy(list_files(workspace["queries"])[0], root / name)
     for name, run in (("teacher", "teacher"), ("student", "run"), ("other", "run")):
         shutil.copytree(workspace[run], root / "runs" / name)
+    config = root / "runs" / "other" / "config.yaml"
+    config.write_text(re.sub(r"^seed: 0$", "seed: 1", config.read_text(), flags=re.MULTILINE))
     three = shutil.copytree(workspace["gallery"], root / "demo-out" / "gallery") / "3"
     three.mkdir()
     shutil.copy(list_files(workspace["gallery"])[0], three / "00003.png")
@@ -105,6 +108,12 @@ def test_a_block_that_is_not_run_has_options_that_there_are(block: Block) -> Non
 def test_every_block_says_what_it_is() -> None:
     unknown = [block.place for block in BLOCKS if block.language not in SHELL + PYTHON + NOT_CODE]
     assert not unknown, "name the language after ```: " + ", ".join(unknown)
+
+
+@pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: block.place)
+def test_the_tests_that_a_page_names_in_place_of_its_own_are_there(block: Block) -> None:
+    named = [REPOSITORY / word.rstrip(";,") for word in (block.reason or "").split() if word.startswith("tests/")]
+    assert all(path.is_file() for path in named), f"{block.place}: {block.reason}"
 
 
 def test_no_command_hides_in_a_block_that_is_no_shell() -> None:
