@@ -11,7 +11,6 @@ import numpy as np
 from indistill.bounded import require_regular
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.formats import BUILD_AGAIN
 from indistill.hashing import hash_file
 from indistill.images import ImageSource
 from indistill.retrieval.index_types.types import can_filter, read_faiss, search_faiss, set_parameters

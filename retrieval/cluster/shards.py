@@ -72,7 +72,8 @@ class Shards(Protocol):
     def ask(self, question: Callable[[Index], Answer]) -> list[Answer]:
         """Returns the answer of each shard, in their order."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes all of them; nothing can be asked then."""
 
 
 class LocalShards:

@@ -53,6 +53,7 @@ class Guard:
         self._hosts, self._rate = settings.known_hosts, RateLimit(settings.searches_per_second)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or refuses it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -49,6 +49,7 @@ router = APIRouter(responses={422: {"model": ErrorAnswer}, "default": {"model": 
 
 
 def get_service(request: Request) -> Service:
+    """Returns the service of the app that a request came to."""
     return cast(Service, request.app.state.service)
 
 
