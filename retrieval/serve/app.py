@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from indistill import __version__
 from indistill.errors import IndexFolderError
 from indistill.retrieval.opening import Location
-from indistill.retrieval.serve.guard import SECURITY_HEADERS, Guard
-from indistill.retrieval.serve.problems import Refusal, make_refusal
+from indistill.retrieval.serve.guard import Guard
+from indistill.retrieval.serve.problems import SECURITY_HEADERS, Refusal, make_refusal
 from indistill.retrieval.serve.routes import router
 from indistill.retrieval.serve.service import Service
 from indistill.retrieval.serve.settings import Settings

@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 
+from starlette.types import Message, Receive
+
 from indistill.retrieval.serve.problems import Refusal
 
 MAX_CLIENTS = 10_000  # remembered at once; the ones seen last stay
@@ -56,3 +58,60 @@ class Room:
 
     def __exit__(self, *_: object) -> None:
         self._free += 1
+
+
+class Uploads:
+    """How many bytes of bodies are held: of each, and of all together.
+
+    Args:
+        largest: bytes of one body.
+        held: bytes of all bodies that are being read or worked on.
+    """
+
+    def __init__(self, largest: int, held: int) -> None:
+        self.largest, self.free = largest, held
+
+    def open(self) -> "Upload":
+        """Returns the count of one more body."""
+        return Upload(self)
+
+    def check_length(self, header: str) -> None:
+        """Raises Refusal if a body is said to be too large; an absent or odd header says nothing."""
+        if header.isdigit() and int(header) > self.largest:
+            raise self.make_refusal()
+
+    def make_refusal(self) -> Refusal:
+        return Refusal(413, f"the upload is larger than the limit of {self.largest / 1e6:g} MB")
+
+
+class Upload:
+    """The bytes of one body, counted as they come, whatever its length was said to be; close it at the request's end.
+
+    Args:
+        uploads: what all of them share.
+    """
+
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads, self._held = uploads, 0
+
+    def bound(self, receive: Receive) -> Receive:
+        """Returns `receive` that raises Refusal when this body is too large, or all together are."""
+
+        async def receive_bounded() -> Message:
+            message = await receive()
+            self._take(len(message.get("body", b"")))
+            return message
+
+        return receive_bounded
+
+    def close(self) -> None:
+        self._uploads.free += self._held
+        self._held = 0
+
+    def _take(self, size: int) -> None:
+        if self._held + size > self._uploads.largest:
+            raise self._uploads.make_refusal()
+        if size > self._uploads.free:
+            raise Refusal(503, "too many uploads at once; try again in a second", {"Retry-After": "1"})
+        self._uploads.free -= size
+        self._held += size

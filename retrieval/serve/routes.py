@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indistill.errors import InputError
 from indistill.retrieval.serve.answers import (
@@ -28,6 +29,7 @@ from indistill.retrieval.where import Where, parse_where
 IMAGE_FIELD = "image"
 MAX_CONDITION = 1000  # signs
 MAX_PAGE = 1000
+MAX_JSON_BYTES = 1000
 # As the body has two forms, of which FastAPI can describe one.
 SEARCH_BODY = {
     "requestBody": {
@@ -67,9 +69,9 @@ async def search(
     ] = None,
 ) -> SearchAnswer:
     """The nearest images: to an uploaded one, or to one of the index by its id."""
-    condition = read_condition(where)
-    with service.searches:
-        opened, hits = await service.search(await read_wanted(request), k, threshold, condition)
+    condition, wanted = read_condition(where), await read_wanted(request)
+    with service.searches:  # now: slow uploads would keep the places from others
+        opened, hits = await service.search(wanted, k, threshold, condition)
     answers = [HitAnswer(rank=h.rank, id=h.id, path=h.path, label=h.label, score=h.score) for h in hits]
     return SearchAnswer(generation=opened.index.manifest.generation, hits=answers)
 
@@ -158,14 +160,37 @@ async def read_wanted(request: Request) -> Wanted:
     """Returns the image or the id of a request's body. Raises Refusal."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        try:
-            return SearchById.model_validate_json(await request.body()).id
-        except ValidationError as error:
-            raise Refusal(422, 'the body must be {"id": N}, with the id of an image of the index') from error
+        return await read_id(request)
     if kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=1) as form:
-            uploads = [value for value in form.getlist(IMAGE_FIELD) if isinstance(value, UploadFile)]
-            if len(uploads) != 1:
-                raise Refusal(422, f"the form must have one file, in the field {IMAGE_FIELD}")
-            return await uploads[0].read()
+        return await read_upload(request)
     raise Refusal(415, 'send an image as multipart/form-data, or {"id": N} as application/json')
+
+
+async def read_id(request: Request) -> int:
+    """Returns the id in a JSON body. Raises Refusal."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_JSON_BYTES:
+            raise Refusal(413, f'the body is larger than {MAX_JSON_BYTES} bytes; {{"id": N}} is all that it may hold')
+    try:
+        return SearchById.model_validate_json(body).id
+    except ValidationError as error:
+        raise Refusal(422, 'the body must be {"id": N}, with the id of an image of the index') from error
+
+
+async def read_upload(request: Request) -> bytes:
+    """Returns the file in a form, which is never written to a disk. Raises Refusal."""
+    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1)
+    parser.spool_max_size = 0  # of its temporary file, in memory: no bound, as the guard has one
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Refusal(400, error.message) from error
+    try:
+        uploads = [value for value in form.getlist(IMAGE_FIELD) if isinstance(value, UploadFile)]
+        if len(uploads) != 1:
+            raise Refusal(422, f"the form must have one file, in the field {IMAGE_FIELD}")
+        return await uploads[0].read()
+    finally:
+        await form.close()
