@@ -1,7 +1,7 @@
 """The routes, and what they take."""
 
 import asyncio
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
@@ -47,7 +47,14 @@ SEARCH_BODY = {
     }
 }
 
-router = APIRouter(responses={422: {"model": ErrorAnswer}, "default": {"model": ErrorAnswer}})
+
+def list_errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the description of a route's errors: of those that any request can have, and of its own `codes`."""
+    return {code: {"model": ErrorAnswer} for code in sorted({400, 408, 421, 500, 503, 504, *codes})}
+
+
+health = APIRouter()
+router = APIRouter(responses=list_errors(401, 429))
 
 
 def get_service(request: Request) -> Service:
@@ -58,7 +65,7 @@ Serving = Annotated[Service, Depends(get_service)]
 ItemId = Annotated[int, Path(ge=0, le=2**63 - 1, alias="id")]
 
 
-@router.post("/search", openapi_extra=SEARCH_BODY)
+@router.post("/search", openapi_extra=SEARCH_BODY, responses=list_errors(403, 404, 413, 415, 422))
 async def search(
     request: Request,
     service: Serving,
@@ -76,7 +83,15 @@ async def search(
     return SearchAnswer(generation=opened.index.manifest.generation, hits=answers)
 
 
-@router.get("/images/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+@router.get(
+    "/images/{id}",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/jpeg": {}}},
+        304: {"description": "Not changed since the ETag in If-None-Match"},
+        **list_errors(404, 422),
+    },
+)
 async def show_image(
     request: Request,
     service: Serving,
@@ -92,14 +107,14 @@ async def show_image(
     return Response(await service.paint(opened, item, size), media_type="image/jpeg", headers=headers)
 
 
-@router.get("/items/{id}")
+@router.get("/items/{id}", responses=list_errors(404, 422))
 async def show_item(service: Serving, item_id: ItemId) -> ItemAnswer:
     """What the catalogue says of an image."""
     item = await service.find_item(service.generations.current, item_id)
     return ItemAnswer.model_validate(item, from_attributes=True)
 
 
-@router.get("/items")
+@router.get("/items", responses=list_errors(422))
 async def list_items(
     service: Serving,
     after: Annotated[int, Query(ge=-1, le=2**63 - 1, description="begin behind this id")] = -1,
@@ -126,13 +141,13 @@ async def describe_index(service: Serving) -> IndexAnswer:
     )
 
 
-@router.get("/healthz")
+@health.get("/healthz", responses=list_errors())
 async def tell_health() -> StateAnswer:
     """The process answers."""
     return StateAnswer(status="ok")
 
 
-@router.get("/readyz")
+@health.get("/readyz", responses=list_errors())
 async def tell_readiness(service: Serving) -> StateAnswer:
     """An index is open and searches are answered."""
     if not service.batcher.is_running:
