@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from indistill.curriculum import Phase
+from indistill.curriculum.phases import Phase
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, Share, load_pixels, scan_pixels
 from indistill.data.sets import ArraySet
-from indistill.distill import Distillation, StageStep, build_step, build_terms
+from indistill.distillation.distill import Distillation, StageStep, build_step, build_terms
 from indistill.errors import DataError
 from indistill.losses.options import LossOptions
 from indistill.models.paper import build_cnn_a, build_cnn_s
-from indistill.preprocess import Preprocessing
-from indistill.processes import (
+from indistill.parallel.processes import (
     average,
     copy_from_first,
     count_processes,
@@ -38,10 +38,10 @@ from indistill.processes import (
     share_batch,
     weigh_share,
 )
-from indistill.schedule import Optimisation
-from indistill.stages import StagePair
-from indistill.supervise import ClassStep
-from indistill.training import Step, train
+from indistill.preprocess import Preprocessing
+from indistill.runs.supervise import ClassStep
+from indistill.stages.graph import StagePair
+from indistill.training.loop import Step, train
 
 CPU = torch.device("cpu")
 EXAMPLE = torch.zeros(2, 3, 32, 32, dtype=torch.float64)
