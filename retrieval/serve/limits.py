@@ -1,7 +1,9 @@
 """How much one client may ask, and how much work may wait."""
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 from starlette.types import Message, Receive
@@ -39,25 +41,38 @@ class RateLimit:
 
 
 class Room:
-    """A bounded number of requests at work at once; use it as a context.
+    """A bounded number of requests at work at once.
 
     Args:
         places: how many.
-
-    Raises:
-        Refusal: on entering, if all places are taken.
+        patience_s: when requests take longer than this, fewer are let in, down to one at a time: those have an answer
+            in time and the others are told at once, instead of all being too late. Shorter ones open it again.
+        clock: seconds.
     """
 
-    def __init__(self, places: int) -> None:
-        self._free = places
+    def __init__(self, places: int, patience_s: float = math.inf, clock: Callable[[], float] = monotonic) -> None:
+        self._places, self._patience_s, self._clock = places, patience_s, clock
+        self._taken, self._allowed = 0, float(places)
 
-    def __enter__(self) -> None:
-        if self._free == 0:
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Takes a place for the time of the block.
+
+        Raises:
+            Refusal: there is none.
+        """
+        if self._taken >= int(self._allowed):
             raise Refusal(503, "too many requests are waiting; try again in a second", {"Retry-After": "1"})
-        self._free -= 1
-
-    def __exit__(self, *_: object) -> None:
-        self._free += 1
+        self._taken += 1
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._taken -= 1
+            if self._clock() - started > self._patience_s:
+                self._allowed = max(1.0, 0.9 * self._allowed)
+            else:
+                self._allowed = min(float(self._places), self._allowed + 0.2)
 
 
 class Uploads:

@@ -77,7 +77,7 @@ async def search(
 ) -> SearchAnswer:
     """The nearest images: to an uploaded one, or to one of the index by its id."""
     condition, wanted = read_condition(where), await read_wanted(request)
-    with service.searches:  # now: slow uploads would keep the places from others
+    with service.searches.enter():  # now: slow uploads would keep the places from others
         opened, hits = await service.search(wanted, k, threshold, condition)
     answers = [HitAnswer(rank=h.rank, id=h.id, path=h.path, label=h.label, score=h.score) for h in hits]
     return SearchAnswer(generation=opened.index.manifest.generation, hits=answers)

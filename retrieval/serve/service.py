@@ -23,6 +23,7 @@ from indistill.retrieval.where import Where
 THUMBNAILS_AT_WORK = 256  # some pages of results
 GIANT = 16_000_000  # pixels; larger images are decoded one after the other, so that others need not wait for them
 GIANTS_WAITING = 8
+PATIENCE_S = 5.0  # for a search
 Wanted = bytes | int
 
 
@@ -50,7 +51,7 @@ class Service:
             folder, settings.threads, 2 * settings.time_limit_s, self.metrics.observe_generation
         )
         self.batcher = Batcher(settings.batch_size, self.metrics.observe_batch)
-        self.searches = Room(settings.queue_size)
+        self.searches = Room(settings.queue_size, PATIENCE_S)
         self._thumbnails, self._giants = Room(THUMBNAILS_AT_WORK), Room(GIANTS_WAITING)
         cores = os.cpu_count() or 1
         self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
@@ -105,7 +106,7 @@ class Service:
             self.batcher.arriving -= 1
         if pixels is not None:
             return pixels
-        with self._giants:
+        with self._giants.enter():
             return await self._loop.run_in_executor(self._giant_decoder, self._decode, opened, content)
 
     async def find_item(self, opened: Opened, item: int) -> CatalogueItem:
@@ -118,7 +119,7 @@ class Service:
     async def paint(self, opened: Opened, item: CatalogueItem, size: int) -> bytes:
         """Returns a JPEG of an item, no side longer than `size` pixels, or raises Refusal."""
         path = opened.index.root / item.path
-        with self._thumbnails:
+        with self._thumbnails.enter():
             try:
                 limit = self.settings.max_pixels
                 return await self._loop.run_in_executor(self._painters, make_thumbnail, path, size, limit)
