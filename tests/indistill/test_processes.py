@@ -150,6 +150,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Tensor]]
     return run_processes(2, train_all, tmp_path_factory.mktemp("trained"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_as_one(trained: dict[str, list[Tensor]], name: str) -> None:
     alone = run_training(name)
@@ -188,6 +189,7 @@ def compute_shared() -> dict[str, object]:
     return shared
 
 
+@pytest.mark.slow
 def test_three_processes_share_a_batch_of_eight(tmp_path: Path) -> None:
     shared = run_processes(3, compute_shared, tmp_path)
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -237,6 +239,7 @@ def read_streamed() -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_no_process_reads_all_streamed_images(tmp_path: Path) -> None:
     shared = run_processes(2, read_streamed, tmp_path)
     assert shared["scanned"] == [list(range(0, 37, 2)), list(range(1, 37, 2))]
@@ -249,6 +252,7 @@ def test_no_process_reads_all_streamed_images(tmp_path: Path) -> None:
     assert alone.fingerprint == load_pixels(make_counted(), Preprocessing(8)).fingerprint
 
 
+@pytest.mark.slow
 def test_a_step_without_the_others_rows_would_be_another(trained: dict[str, list[Tensor]]) -> None:
     """The twin: the loss of half the batch is not that of the whole."""
     alone = run_training("pkt")[0]

@@ -234,6 +234,7 @@ def test_differences_are_named_by_their_keys() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="processes are forked")
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:
     outcome: Outcome = run_plan(KillPlan(kills=3, epochs=6, seed=0, auxiliary=False), tmp_path)
