@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.index_kills import draw_picture, make_model
 from indistill.data.sets import open_folder
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import build_index
+from indistill.retrieval.store.build import build_index
 
 TOKEN = "a-token-for-the-benchmarks"
 
