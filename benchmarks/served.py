@@ -69,7 +69,7 @@ def make_index(folder: Path, images: int) -> Path:
 def encode_flat(width: int, height: int, kind: str = "PNG") -> bytes:
     """Returns an image file of one colour, which is small however many pixels it has."""
     stream = io.BytesIO()
-    Image.new("RGB", (width, height)).save(stream, kind)
+    Image.new("RGB", (width, height)).save(stream, kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
     return stream.getvalue()
 
 

@@ -49,9 +49,7 @@ SMUGGLING = [
     JSON + b"X: a\r\n Content-Length: 9\r\n\x00: b\r\n\r\n" + BODY + SMUGGLED,
     b"GET /healthz HTTP/1.1\r\n" + HOST + b"Host: evil.example\r\n\r\n" + SMUGGLED,
     b"GET /healthz HTTP/1.1\r\n\r\n" + SMUGGLED,
-    b"GET /healthz HTTP/9.9\r\n" + HOST + b"\r\n" + SMUGGLED,
     b"GET  /healthz HTTP/1.1\r\n" + HOST + b"\r\n" + SMUGGLED,
-    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n" + SMUGGLED,
     bytes(range(256)) * 40,
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # somebody speaks TLS
 ]

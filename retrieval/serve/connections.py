@@ -12,9 +12,8 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
 from indistill.retrieval.serve.problems import SECURITY_HEADERS, make_content
+from indistill.retrieval.serve.settings import Settings
 
-HEAD_S = 10.0  # for the head of a request, from the connection or the answer before it
-STALL_S = 10.0  # for a client to read some of what it is sent
 GRACE_S = 5.0  # beyond the time limit of a request, which answers before
 
 
@@ -22,12 +21,12 @@ class Crowd:
     """The connections of a server that wait for a request, oldest first, and how many connections there may be.
 
     Args:
+        settings: the limits in time.
         places: connections at once.
-        time_limit_s: for a request, as the guard enforces it.
     """
 
-    def __init__(self, places: int, time_limit_s: float) -> None:
-        self.places, self.time_limit_s = places, time_limit_s
+    def __init__(self, settings: Settings, places: int) -> None:
+        self.settings, self.places = settings, places
         self.waiting: dict[BoundedProtocol, None] = {}
 
 
@@ -47,8 +46,9 @@ class BoundedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._crowd = crowd
+        self._crowd, self._settings = crowd, crowd.settings
         self._alarm: asyncio.TimerHandle | None = None
+        self._stalled = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,7 +72,7 @@ class BoundedProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._crowd.waiting.pop(self, None)
-            self._set_alarm(self._crowd.time_limit_s + GRACE_S, self._drop)
+            self._watch()
 
     def on_response_complete(self) -> None:
         self._await_request()
@@ -80,26 +80,37 @@ class BoundedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._set_alarm(STALL_S, self._drop)
+        self._watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._set_alarm(self._crowd.time_limit_s + GRACE_S, self._drop)
+        self._watch()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
     def _await_request(self) -> None:
         self._crowd.waiting[self] = None
-        self._set_alarm(HEAD_S, self._end_waiting)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Sets the alarm for what must happen next; a stalled client's goes on when it asks for more meanwhile."""
+        if self.flow.write_paused:
+            if not self._stalled:
+                self._set_alarm(self._settings.stall_limit_s, self._drop)
+        elif self in self._crowd.waiting:
+            self._set_alarm(self._settings.head_limit_s, self._end_waiting)
+        else:
+            self._set_alarm(self._settings.time_limit_s + GRACE_S, self._drop)
+        self._stalled = self.flow.write_paused
 
     def _end_waiting(self) -> None:
         head_begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
         if head_begun and not self.transport.is_closing():
-            self._refuse(408, f"the head of the request took longer than {HEAD_S:g} s")
+            self._refuse(408, f"the head of the request took longer than {self._settings.head_limit_s:g} s")
         else:
             self.transport.close()
-            self._set_alarm(STALL_S, self._drop)
+            self._set_alarm(self._settings.stall_limit_s, self._drop)
 
     def _refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         """Answers what never becomes a request of the application, and closes."""
@@ -115,7 +126,7 @@ class BoundedProtocol(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         self._crowd.waiting.pop(self, None)
-        self._set_alarm(STALL_S, self._drop)
+        self._set_alarm(self._settings.stall_limit_s, self._drop)
 
     def _drop(self) -> None:
         """Ends at once, whatever is still to be sent."""
@@ -129,6 +140,6 @@ class BoundedProtocol(H11Protocol):
         self._alarm = self.loop.call_later(seconds, action)
 
 
-def make_protocol(places: int, time_limit_s: float) -> type[asyncio.Protocol]:
+def make_protocol(settings: Settings, places: int) -> type[asyncio.Protocol]:
     """Returns what makes the protocol of each connection of one server."""
-    return cast(type[asyncio.Protocol], partial(BoundedProtocol, Crowd(places, time_limit_s)))
+    return cast(type[asyncio.Protocol], partial(BoundedProtocol, Crowd(settings, places)))

@@ -97,6 +97,8 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         """Raises Refusal for a request that must not be answered, before anything of its body is read."""
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise Refusal(400, "the request has two lengths", {"Connection": "close"})
         host = headers.get("host", "")
         if split_host(host) not in self._hosts:
             raise Refusal(421, "this server does not go by the name in the Host header; see --allow-host")

@@ -1,6 +1,7 @@
 """The routes, and what they take."""
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -11,6 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indistill.errors import InputError
+from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.serve.answers import (
     ErrorAnswer,
     HitAnswer,
@@ -114,16 +116,22 @@ async def show_item(service: Serving, item_id: ItemId) -> ItemAnswer:
     return ItemAnswer.model_validate(item, from_attributes=True)
 
 
-@router.get("/items", responses=list_errors(422))
+@router.get("/items", response_model=ItemsAnswer, responses=list_errors(422))
 async def list_items(
     service: Serving,
     after: Annotated[int, Query(ge=-1, le=2**63 - 1, description="begin behind this id")] = -1,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-) -> ItemsAnswer:
+) -> Response:
     """The catalogue, page by page, by id."""
-    found = await asyncio.to_thread(service.generations.current.index.list_page, after, limit)
+    listing = partial(list_page, service.generations.current.index, after, limit)
+    return Response(await asyncio.to_thread(listing), media_type="application/json")
+
+
+def list_page(index: SearchIndex, after: int, limit: int) -> str:
+    """Returns some items as JSON; of a thousand it takes long, and others must not wait for it."""
+    found = index.list_page(after, limit)
     items = [ItemAnswer.model_validate(item, from_attributes=True) for item in found]
-    return ItemsAnswer(items=items, next_after=items[-1].id if len(items) == limit else None)
+    return ItemsAnswer(items=items, next_after=items[-1].id if len(items) == limit else None).model_dump_json()
 
 
 @router.get("/index")

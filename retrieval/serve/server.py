@@ -23,7 +23,7 @@ LOGGER = logging.getLogger("indistill.serve")
 BACKLOG = 2048  # connections that wait to be accepted; the system may allow fewer
 OTHER_FILES = 200  # descriptors that are no connections
 ANSWER_S = 1  # for requests that have begun, once the server is told to stop
-STOP_S = 1.6  # until it has stopped, whatever it does
+STOP_S = 1.4  # until it has stopped, whatever it does
 
 
 class StoppingServer(uvicorn.Server):
@@ -75,7 +75,7 @@ def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
         access_log=False,  # it would log queries
         server_header=False,
         lifespan="on",
-        http=make_protocol(min(settings.connections, allow_files(settings.connections)), settings.time_limit_s),
+        http=make_protocol(settings, min(settings.connections, allow_files(settings.connections))),
         ws="none",
         backlog=BACKLOG,
         timeout_graceful_shutdown=ANSWER_S,

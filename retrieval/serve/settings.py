@@ -26,6 +26,8 @@ class Settings:
         max_pixels: of an image, width times height.
         rate: searches per second and client, 0 for no limit; default none on loopback and 10 elsewhere.
         time_limit_s: for a request, its upload included.
+        head_limit_s: for the head of a request, from the connection or the answer before it.
+        stall_limit_s: for a client to take some of its answer.
         batch_size: images of one inference at most.
         queue_size: searches at work at once, from the end of the upload to the answer; more are told to come back.
         connections: at once; above them the ones that wait for a request make room.
@@ -45,6 +47,8 @@ class Settings:
     max_pixels: int = MAX_PIXELS
     rate: float | None = None
     time_limit_s: float = 30.0
+    head_limit_s: float = 10.0
+    stall_limit_s: float = 10.0
     batch_size: int = 16
     queue_size: int = 64
     connections: int = 4000
@@ -66,8 +70,11 @@ class Settings:
             raise InputError(f"rate must be 0 (no limit) or more searches per second, {self.rate} was given")
         positive = (
             "max_upload_bytes",
+            "uploads_bytes",
             "max_pixels",
             "time_limit_s",
+            "head_limit_s",
+            "stall_limit_s",
             "batch_size",
             "queue_size",
             "connections",
