@@ -125,7 +125,7 @@ def stop_under_load(index: Path, number: signal.Signals, code: int, content: byt
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="TEXT", default="", help="the attacks whose name has this")
+    parser.add_argument("--only", metavar="TEXT", default="", help="the attacks and signals whose name has this")
     arguments, machine, held = parser.parse_args(), describe_machine(), []
     with tempfile.TemporaryDirectory(prefix="server-faults-") as temporary:
         folder = Path(temporary)
@@ -143,8 +143,8 @@ def main() -> None:
             if told:
                 print(f"the log holds {', '.join(told)}")
             held.append(not told)
-        if not arguments.only:
-            held += [stop_under_load(index, number, code, content) for number, code in ORDERS]
+        orders = [order for order in ORDERS if arguments.only in order[0].name]
+        held += [stop_under_load(index, number, code, content) for number, code in orders]
     report_machine(machine)
     sys.exit(not all(held))
 

@@ -23,7 +23,7 @@ LOGGER = logging.getLogger("indistill.serve")
 BACKLOG = 2048  # connections that wait to be accepted; the system may allow fewer
 OTHER_FILES = 200  # descriptors that are no connections
 ANSWER_S = 1  # for requests that have begun, once the server is told to stop
-STOP_S = 1.4  # until it has stopped, whatever it does
+STOP_S = 1.3  # until it has stopped, whatever it does
 
 
 class StoppingServer(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from tests.retrieval.serving import (
     TOKEN,
     Server,
     assert_error,
+    connect,
     serve_index,
+    start_command,
     upload,
 )
 
@@ -95,3 +98,26 @@ def test_the_log_holds_nothing_of_the_users(index: Path, gallery: Path, caplog: 
     assert re.search(r"^POST /search 200 [\d.]+ ms$", text, re.MULTILINE)
     assert re.search(r"^GET unmatched 404 ", text, re.MULTILINE)
     assert not re.search(r"secret|private|007|17|\.png", re.sub(r"[\d.]+ ms", "", text))
+
+
+def test_the_log_of_the_command_quotes_nothing_of_an_upload_or_a_refused_request(index: Path) -> None:
+    with start_command(index, "--port", 0) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with httpx.Client(base_url=url, timeout=20) as client:
+            kind = {"Content-Type": "multipart/form-data; boundary=b"}
+            assert client.post("/search", content=b"secret body", headers=kind).status_code == 400
+            assert client.get("/index?token=secret", headers={"X-Forwarded-For": "8.8.4.4"}).status_code == 200
+            assert client.get("/secret", headers={"Host": "secret.example"}).status_code == 421
+            with connect(Server(url.rstrip("/"), client)) as connection:
+                connection.sendall(b"secret\r\n\r\n")
+                assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    lines = [re.sub(r"^\S+ \S+ |[\d.]+ ms$", "", line) for line in errors.splitlines()]
+    assert lines == [
+        "INFO POST /search 400 ",
+        "INFO GET /index 200 ",
+        "INFO GET unmatched 421 ",
+        "WARNING Invalid HTTP request received.",
+    ]
