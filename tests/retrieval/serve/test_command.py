@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from indistill.errors import InputError
+from indistill.export.session import EmbeddingSession
 from indistill.retrieval.serve.settings import Settings
 from tests.cli.calls import MAIN, make_environment
 from tests.retrieval.serving import (
@@ -102,9 +103,14 @@ def test_settings_out_of_range_are_refused() -> None:
     assert Settings(host="0.0.0.0", token=TOKEN).searches_per_second == 10
 
 
-def test_serving_needs_no_torch() -> None:
-    code = "import sys; import indistill.retrieval.serve.server; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=make_environment(), capture_output=True, text=True, check=True
+def test_serving_needs_no_torch_and_tells_nobody_of_its_sessions(session: EmbeddingSession, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import indistill.retrieval.serve.server;"
+        "from indistill.export.session import EmbeddingSession; EmbeddingSession(Path(sys.argv[1]));"
+        "print('torch' in sys.modules)"
     )
+    environment = make_environment() | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(session.path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.lower()) is False
+    assert list(tmp_path.iterdir()) == []  # ONNX Runtime 1.32 keeps an id and what it will send to its makers there
