@@ -51,6 +51,7 @@ class BoundedProtocol(H11Protocol):
         self._stalled = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for the first request."""
         super().connection_made(transport)
         self._await_request()
         if len(self.connections) <= self._crowd.places:
@@ -62,12 +63,14 @@ class BoundedProtocol(H11Protocol):
             oldest._drop()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Waits for nothing any more."""
         self._crowd.waiting.pop(self, None)
         if self._alarm is not None:
             self._alarm.cancel()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
+        """Reads what has come; with a request, the connection is not one that waits any more."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
@@ -75,18 +78,22 @@ class BoundedProtocol(H11Protocol):
             self._watch()
 
     def on_response_complete(self) -> None:
+        """Begins to wait for the next request."""
         self._await_request()
         super().on_response_complete()  # begins with the next request, if that is there
 
     def pause_writing(self) -> None:
+        """Watches a client that does not read its answer."""
         super().pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
+        """Goes on when the client reads."""
         super().resume_writing()
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, in the form of all refusals."""
         self._refuse(400, msg)
 
     def _await_request(self) -> None:

@@ -96,6 +96,7 @@ class Uploads:
             raise self.make_refusal()
 
     def make_refusal(self) -> Refusal:
+        """Returns the answer to an upload that is too large."""
         return Refusal(413, f"the upload is larger than the limit of {self.largest / 1e6:g} MB")
 
 
@@ -120,6 +121,7 @@ class Upload:
         return receive_bounded
 
     def close(self) -> None:
+        """Gives back the room that the upload held."""
         self._uploads.free += self._held
         self._held = 0
 

@@ -30,6 +30,7 @@ class StoppingServer(uvicorn.Server):
     """uvicorn's server, which ends in time: a decoding that lasts, or an index that opens, is not waited for."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ends the process itself where the server has not ended in time."""
         if not self.should_exit:
             watch = threading.Timer(STOP_S, end_now, (128 + sig,))
             watch.daemon = True  # and never cancelled: the interpreter's own end may wait too
