@@ -22,7 +22,7 @@ from indistill.retrieval.where import Where
 
 THUMBNAILS_AT_WORK = 256  # some pages of results
 GIANT = 16_000_000  # pixels; larger images are decoded one after the other, so that others need not wait for them
-GIANTS_WAITING = 8
+GIANTS_WAITING = 4
 PATIENCE_S = 5.0  # for a search
 Wanted = bytes | int
 
