@@ -1,7 +1,7 @@
 """The teacher's outputs of all training images, computed once and read from a file, where the images never vary.
 
-`checkpoint/teacher-9f86d081884c7d65.npy` has a row for each image; the second part is a hash of what the rows depend
-on: the teacher's weights and node, the images, their normalisation.
+`checkpoint/teacher-1-9f86d081884c7d65.npy` has a row for each image; 1 is its format, and a hash follows of what the
+rows depend on: the teacher's weights and node, the images, their normalisation.
 """
 
 import hashlib
@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from indistill.arrays import map_array
 from indistill.data.batches import Batches
 from indistill.distillation.terms import Term
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
+from indistill.formats import TEACHER_CACHE
 from indistill.progress import show_progress
 from indistill.stages.graph import freeze
 from indistill.stages.taps import Taps
@@ -65,8 +67,8 @@ def store_teacher(
     digest = hashlib.sha256(f"{data_fingerprint} {term.reads} {term.teacher}".encode())
     for tensor in (batches.positions, batches.scale, batches.shift, *list_tensors(teacher).values()):
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-    path = folder / f"teacher-{digest.hexdigest()[:DIGITS]}.npy"
-    rows = _read(path, count)
+    path = folder / f"teacher-{TEACHER_CACHE.version}-{digest.hexdigest()[:DIGITS]}.npy"
+    rows = read_rows(path, count)
     if rows is not None:
         return StoredTeacher(rows, batches)
     try:
@@ -76,7 +78,7 @@ def store_teacher(
         raise InputError(
             f"{path} cannot be written: {error.strerror}; make room, or use --set targets.cache=never"
         ) from error
-    rows = _read(path, count)
+    rows = read_rows(path, count)
     assert rows is not None
     return StoredTeacher(rows, batches)
 
@@ -98,10 +100,10 @@ def _fill(teacher: nn.Module, term: Term, batches: Batches, path: Path) -> None:
     move_into_place(name_aside(path), path)
 
 
-def _read(path: Path, count: int) -> NDArray[np.float32] | None:
+def read_rows(path: Path, count: int) -> NDArray[np.float32] | None:
     """Returns the rows of a file, or None where there is none that is whole."""
     try:
-        rows: NDArray[np.float32] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        rows: NDArray[np.float32] = map_array(path)
+    except (OSError, ValueError):
         return None
     return rows if rows.dtype == np.float32 and rows.ndim == 2 and len(rows) == count else None

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indistill.bounded import read_bounded, require_regular
 from indistill.data.huggingface import SavedSet
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, SampledSet
 from indistill.data.shards import ShardSet
@@ -24,13 +25,14 @@ from indistill.data.urls import UrlSet
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings
+from indistill.formats import CHUNKS, require_format
 from indistill.images import SkippedImage
 from indistill.retrieval.embed import EmbeddedImages, ImageFile
 from indistill.retrieval.store.build import list_labels
 from indistill.retrieval.store.catalogue import is_text
 from indistill.retrieval.store.generations import NO_SOURCE, refuse_links
 
-FORMAT = 1
+TEXTS, NUMBERS = ("path", "sha256", "label", "skipped"), ("position", "size_bytes", "modified_ns")
 FILE = re.compile(r"\d{6,}\.(json|parquet)(\.partial)?")
 
 
@@ -69,7 +71,7 @@ class ChunkManifest:
     node: str
     sha256: str
     source: str
-    format: int = FORMAT
+    format: int = CHUNKS.version
 
 
 def plan_chunks(gallery: ImageSet, size: int, source: str = "") -> list[Chunk]:
@@ -144,10 +146,16 @@ def read_chunk(folder: Path, chunk: Chunk, model_sha256: str) -> EmbeddedImages 
     if not _is_of(manifest, chunk, model_sha256):
         return None
     try:
+        require_regular(_name(folder, chunk, "parquet"))
         content = _name(folder, chunk, "parquet").read_bytes()
     except OSError:
         return None
-    return _decode(content) if manifest.get("sha256") == hashlib.sha256(content).hexdigest() else None
+    if manifest.get("sha256") != hashlib.sha256(content).hexdigest():
+        return None
+    try:
+        return _decode(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError):  # whoever wrote it, not we
+        return None
 
 
 def count_embedded(folder: Path, chunks: Sequence[Chunk], model_sha256: str) -> list[int]:
@@ -167,7 +175,7 @@ def count_embedded(folder: Path, chunks: Sequence[Chunk], model_sha256: str) -> 
 
 
 def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
-    """Raises IndexFolderError where a folder has chunks of another model or gallery, or links in their place.
+    """Raises IndexFolderError for chunks of another model, gallery or format in a folder, or links in their place.
 
     Args:
         folder: of the chunks.
@@ -178,6 +186,7 @@ def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
     refuse_links(folder, found)
     for path in found:
         manifest = _read_manifest(path) if path.suffix == ".json" else {}
+        require_format(CHUNKS, manifest.get("format", CHUNKS.version), f"the embeddings {folder}", IndexFolderError)
         for name, value in (("model_sha256", model_sha256), ("source", chunk.source)):
             other = manifest.get(name, value)
             if other != value:
@@ -188,14 +197,14 @@ def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
 def _read_manifest(path: Path) -> dict[str, object]:
     """Returns the manifest of a chunk, an empty one where there is none that can be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bounded(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _is_of(manifest: Mapping[str, object], chunk: Chunk, model_sha256: str) -> bool:
-    wanted = {"format": FORMAT, "model_sha256": model_sha256, "fingerprint": chunk.fingerprint}
+    wanted = {"format": CHUNKS.version, "model_sha256": model_sha256, "fingerprint": chunk.fingerprint}
     return all(manifest.get(name) == value for name, value in wanted.items())
 
 
@@ -247,9 +256,8 @@ def _encode(chunk: Chunk, images: ImageSet, embedded: EmbeddedImages) -> bytes:
             passed = next(skipped)
             row = {"path": passed.name, "skipped": passed.reason.encode(errors="backslashreplace").decode()}
         rows.append(row | {"position": position, "label": label if label is None or is_text(label) else None})
-    texts = [(name, pa.string()) for name in ("path", "sha256", "label", "skipped")]
-    numbers = [(name, pa.int64()) for name in ("position", "size_bytes", "modified_ns")]
-    table = pa.Table.from_pylist(rows, pa.schema([*numbers, *texts]))
+    columns = [*((name, pa.int64()) for name in NUMBERS), *((name, pa.string()) for name in TEXTS)]
+    table = pa.Table.from_pylist(rows, pa.schema(columns))
     missing = np.array([row["skipped"] is not None for row in rows])
     vectors = np.zeros((len(rows), embedded.vectors.shape[1]), dtype=np.float32)
     vectors[~missing] = embedded.vectors
@@ -265,6 +273,9 @@ def _decode(content: bytes) -> EmbeddedImages:
     from pyarrow import compute, parquet
 
     table = parquet.read_table(io.BytesIO(content))
+    types = dict.fromkeys(NUMBERS, pa.int64()) | dict.fromkeys(TEXTS, pa.string())
+    if any(table.schema.field(name).type != kind for name, kind in types.items()):
+        raise ValueError("a column is of another type")
     good = table.filter(compute.is_null(table["skipped"]))
     bad = table.filter(compute.is_valid(table["skipped"]))
     columns = (good[name].to_pylist() for name in ("path", "sha256", "size_bytes", "modified_ns"))
