@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from threading import Thread
 
@@ -10,6 +11,8 @@ import pytest
 from indistill.errors import IndexFolderError, InputError
 from indistill.retrieval.store.catalogue import (
     LARGEST_ID,
+    MAX_VALUE_BYTES,
+    SCHEMA,
     VALUES_PER_QUERY,
     Catalogue,
     CatalogueItem,
@@ -183,7 +186,7 @@ def test_a_missing_catalogue_is_damage_and_one_that_cannot_be_read_says_why(tmp_
         Catalogue(missing)
     assert not missing.exists()
     with pytest.raises(
-        IndexFolderError, match=f"^the index cannot be read: {re.escape(str(tmp_path))}: Is a directory$"
+        IndexFolderError, match=f"^the index cannot be read: {re.escape(str(tmp_path))}: it is a folder, "
     ):
         Catalogue(tmp_path)
 
@@ -191,8 +194,84 @@ def test_a_missing_catalogue_is_damage_and_one_that_cannot_be_read_says_why(tmp_
 def test_a_file_that_is_no_catalogue_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     path.write_bytes(b"no database" * 100)
-    with (
-        Catalogue(path) as catalogue,
-        pytest.raises(IndexFolderError, match=f"^the index is damaged: {re.escape(str(path))}: .*; build it again$"),
-    ):
-        catalogue.list_labels()
+    words = f"^the index is damaged: {re.escape(str(path))}: file is not a database; build it again$"
+    with pytest.raises(IndexFolderError, match=words):
+        Catalogue(path)
+
+
+def test_a_page_begins_behind_an_id(path: Path) -> None:
+    with Catalogue(path) as catalogue:
+        assert [item.id for item in catalogue.list_page(0, 2)] == [1, 2]
+        assert [item.id for item in catalogue.list_page(2, 2)] == [3]
+        assert catalogue.list_page(3, 2) == []
+
+
+def run_sql(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+
+
+@pytest.mark.parametrize(
+    "script", ["CREATE TABLE more (x)", "CREATE VIEW more AS SELECT 1", "DROP INDEX items_by_content"]
+)
+def test_a_catalogue_of_other_parts_is_neither_read_nor_changed(path: Path, script: str) -> None:
+    run_sql(path, script)
+    words = f"^the index is damaged: {re.escape(str(path))} holds something else than a catalogue \\(table items.*\\)"
+    with pytest.raises(IndexFolderError, match=words):
+        Catalogue(path)
+    with pytest.raises(IndexFolderError, match=words), edit_catalogue(path):
+        pass
+
+
+def test_a_catalogue_of_nothing_is_named_so(tmp_path: Path) -> None:
+    run_sql(tmp_path / "c.sqlite", "PRAGMA user_version = 1")
+    with pytest.raises(IndexFolderError, match=r"holds something else than a catalogue \(nothing\); build it again$"):
+        Catalogue(tmp_path / "c.sqlite")
+
+
+def test_comments_and_spaces_of_a_schema_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    run_sql(path, SCHEMA.replace("-- never used again", "-- of an earlier version").replace("    ", " \n"))
+    assert list_all(path) == []
+
+
+@pytest.mark.parametrize(
+    "change", ["label = x'ff'", "path = x'00'", "sha256 = x'00'", "size_bytes = 'x'", "modified_ns = 0.5"]
+)
+def test_a_row_of_other_types_is_damage_wherever_it_is_read(path: Path, change: str) -> None:
+    run_sql(path, f"UPDATE items SET {change} WHERE id = 2")
+    with Catalogue(path) as catalogue:
+        for read in (
+            lambda: catalogue.find_items([2]),
+            lambda: list(catalogue.list_items()),
+            lambda: catalogue.list_page(1, 1),
+        ):
+            with pytest.raises(
+                IndexFolderError, match=r"^the index is damaged: .*: what it says of id 2 is no image; build"
+            ):
+                read()
+        assert list(catalogue.find_items([1, 3])) == [1, 3]
+        if change.startswith("label"):
+            with pytest.raises(
+                IndexFolderError, match=r"^the index is damaged: .*: a label is no text; build it again$"
+            ):
+                catalogue.list_labels()
+
+
+def test_statements_without_end_are_cut_off_and_the_next_ones_run(path: Path) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n"
+    bounded = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 500000) SELECT COUNT(*) FROM n"
+    with Catalogue(path) as catalogue:
+        with pytest.raises(IndexFolderError, match=r"^the index is damaged: .*: interrupted; build it again$"):
+            catalogue.select(endless)
+        for _ in range(3):  # of half the steps that one may take
+            assert catalogue.select(bounded) == [(500_000,)]
+
+
+def test_a_value_larger_than_any_of_ours_is_damage(path: Path) -> None:
+    with Catalogue(path) as catalogue:
+        assert catalogue.select(f"SELECT length(zeroblob({MAX_VALUE_BYTES}))") == [(MAX_VALUE_BYTES,)]
+        with pytest.raises(IndexFolderError, match=r"^the index is damaged: .*too big; build it again$"):
+            catalogue.select(f"SELECT hex(zeroblob({MAX_VALUE_BYTES}))")
+        assert catalogue.select("PRAGMA trusted_schema") == [(0,)]
+        assert catalogue.select("PRAGMA cell_size_check") == [(1,)]
