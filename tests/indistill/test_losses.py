@@ -46,6 +46,9 @@ def test_kernels_by_hand() -> None:
     assert products.tolist() == [[9, 0, -18], [0, 16, 0], [-18, 0, 36]]
     cosine, student_t = compute_cosine_kernel(products), compute_student_t_kernel(products)
     assert cosine.flatten().tolist() == pytest.approx([1, 0.5, 0, 0.5, 1, 0.5, 0, 0.5, 1])
+    assert compute_cosine_kernel(1e-10 * products).flatten().tolist() == pytest.approx(
+        cosine.flatten().tolist(), abs=1e-6
+    )
     assert student_t[0].tolist() == pytest.approx([1, 1 / 6, 1 / 10], abs=1e-3)
 
 

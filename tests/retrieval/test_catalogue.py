@@ -223,16 +223,22 @@ def test_a_catalogue_of_other_parts_is_neither_read_nor_changed(path: Path, scri
         pass
 
 
+def test_an_index_of_another_column_is_another_part(path: Path) -> None:
+    run_sql(path, "DROP INDEX items_by_content; CREATE INDEX items_by_content ON items (label)")
+    with pytest.raises(IndexFolderError, match=r"\(table items, index items_by_content\); build it again$"):
+        Catalogue(path)
+
+
 def test_a_catalogue_of_nothing_is_named_so(tmp_path: Path) -> None:
     run_sql(tmp_path / "c.sqlite", "PRAGMA user_version = 1")
     with pytest.raises(IndexFolderError, match=r"holds something else than a catalogue \(nothing\); build it again$"):
         Catalogue(tmp_path / "c.sqlite")
 
 
-def test_comments_and_spaces_of_a_schema_do_not_matter(tmp_path: Path) -> None:
-    path = tmp_path / "c.sqlite"
-    run_sql(path, SCHEMA.replace("-- never used again", "-- of an earlier version").replace("    ", " \n"))
-    assert list_all(path) == []
+@pytest.mark.parametrize("comment", ["-- of an earlier version", ""])
+def test_comments_and_spaces_of_a_schema_do_not_matter(tmp_path: Path, comment: str) -> None:
+    run_sql(tmp_path / "c.sqlite", re.sub("--.*", comment, SCHEMA).replace("    ", " \n"))
+    assert list_all(tmp_path / "c.sqlite") == []
 
 
 @pytest.mark.parametrize(
@@ -266,6 +272,16 @@ def test_statements_without_end_are_cut_off_and_the_next_ones_run(path: Path) ->
             catalogue.select(endless)
         for _ in range(3):  # of half the steps that one may take
             assert catalogue.select(bounded) == [(500_000,)]
+
+
+def test_a_statement_may_take_steps_for_each_byte_of_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("STEPS_COUNTED", 100), ("LEAST_STEPS", 0)):
+        monkeypatch.setattr(f"indistill.retrieval.store.catalogue.{name}", value)
+    counting = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) SELECT COUNT(*) FROM n"
+    with Catalogue(path) as catalogue:
+        assert catalogue.select(counting.format(1000)) == [(1000,)]
+        with pytest.raises(IndexFolderError, match="interrupted"):
+            catalogue.select(counting.format(path.stat().st_size))
 
 
 def test_a_value_larger_than_any_of_ours_is_damage(path: Path) -> None:
