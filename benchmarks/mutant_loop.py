@@ -1,8 +1,8 @@
 """A plugin of pytest that runs the collected tests once for each mutant, in a fork: pytest imports and collects once.
 
-Environment: MUTANTS, a JSON file with the names of the mutants; RESULTS, the file to which a line is added for each;
-MUTANT_PROCESSES; MUTANT_MINUTES, after which none is begun. A mutant is met by the tests that call its function, the
-fastest first, until one fails. The time limit is of processor time, so that other jobs on the machine kill no mutant.
+Environment: MUTANTS, a JSON file with the mutants and their sources; RESULTS, the file to which a line is added for
+each; MUTANT_PROCESSES; MUTANT_MINUTES, after which none is begun. A mutant is met by the tests that call its function,
+the fastest first, until one fails. The time limit is of processor time, so that other jobs kill no mutant.
 """
 
 import json
@@ -41,14 +41,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:
-    names = json.loads(Path(os.environ["MUTANTS"]).read_text(encoding="utf-8"))
+    sources = json.loads(Path(os.environ["MUTANTS"]).read_text(encoding="utf-8"))
     clean = Path(os.environ["MUTANTS"] + ".clean")
     if wait(fork(lambda: measure_tests(session.items, clean))):
         pytest.exit(f"a test fails without a mutant: {clean.read_text(encoding='utf-8')}", 1)
     met = json.loads(clean.read_text(encoding="utf-8"))
     processes = int(os.environ["MUTANT_PROCESSES"])
     end = time.monotonic() + 60 * float(os.environ["MUTANT_MINUTES"])
-    workers = [fork(lambda i=i: run_mutants(names[i::processes], session.items, met, end)) for i in range(processes)]
+    shares = [dict(list(sources.items())[i::processes]) for i in range(processes)]
+    workers = [fork(lambda share=share: run_mutants(share, session.items, met, end)) for share in shares]
     codes = [wait(worker) for worker in workers]
     if any(codes):
         pytest.exit("a worker ended early", 1)
@@ -69,9 +70,9 @@ def measure_tests(items: Sequence[pytest.Item], path: Path) -> int:
 
 
 def run_mutants(
-    names: Sequence[str], items: Sequence[pytest.Item], met: dict[str, tuple[float, list[str]]], end: float
+    sources: dict[str, str], items: Sequence[pytest.Item], met: dict[str, tuple[float, list[str]]], end: float
 ) -> int:
-    for name in names:
+    for name, source in sources.items():
         if time.monotonic() > end:
             break
         function = name.rpartition("__mutmut_")[0]
@@ -82,7 +83,7 @@ def run_mutants(
         if code in (-signal.SIGXCPU, -signal.SIGALRM):
             status = "timeout"
         with Path(os.environ["RESULTS"]).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, "status": status, "code": code, "test": len(tests)}) + "\n")
+            file.write(json.dumps({"name": name, "source": source, "status": status, "tests": len(tests)}) + "\n")
     return 0
 
 

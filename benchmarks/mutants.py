@@ -107,7 +107,8 @@ def mutate_modules(work: Path, part: Part) -> dict[str, dict]:
     mutants = {}
     for path in sorted(path for pattern in part.modules for path in (work / "indistill").glob(pattern)):
         module = str(path.relative_to(work))
-        mutated = mutate_file_contents(module, undecorate(path.read_text(encoding="utf-8")))
+        source = path.read_text(encoding="utf-8")
+        mutated = mutate_file_contents(module, undecorate(source))
         path.write_text(mutated.code, encoding="utf-8")
         lines = mutated.code.splitlines()
         for name in mutated.mutant_names:
@@ -118,6 +119,7 @@ def mutate_modules(work: Path, part: Part) -> dict[str, dict]:
                 "module": module.replace("indistill/retrieval/", "retrieval/"),
                 "function": function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", "."),
                 "change": change,
+                "source": hashlib.sha256(source.encode()).hexdigest()[:12],
             }
     return mutants
 
@@ -133,15 +135,15 @@ def run_part(name: str, processes: int, minutes: float) -> dict:
         copy_sources(work)
         with contextlib.chdir(work):
             mutants = mutate_modules(work, part)
-        digest = hashlib.sha256("".join(f"{key}{mutants[key]}" for key in mutants).encode()).hexdigest()[:12]
-        results = STATE / f"{name}-{digest}.jsonl"
-        statuses = read_statuses(results)
+        sources = {key: mutant.pop("source") for key, mutant in mutants.items()}
+        results = STATE / f"{name}.jsonl"
+        statuses = read_statuses(results, sources)
         left = [key for key in mutants if statuses.get(key) not in CAUGHT]
         if minutes and left:
             left = random.Random(0).sample(left, len(left))  # so that what is done in time is a fair sample
-            (work / "mutants.json").write_text(json.dumps(left), encoding="utf-8")
+            (work / "mutants.json").write_text(json.dumps({key: sources[key] for key in left}), encoding="utf-8")
             run_tests(work, part, results, processes, minutes)
-            statuses = read_statuses(results)
+            statuses = read_statuses(results, sources)
     modules = defaultdict(Counter)
     for key, status in statuses.items():
         modules[mutants[key]["module"]][status] += 1
@@ -166,10 +168,10 @@ def run_tests(work: Path, part: Part, results: Path, processes: int, minutes: fl
         sys.exit(ended.stdout[-2000:] + ended.stderr[-2000:])
 
 
-def read_statuses(results: Path) -> dict[str, str]:
-    """Returns what became of each mutant, as last found."""
-    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
-    return {result["name"]: result["status"] for result in map(json.loads, lines)}
+def read_statuses(results: Path, sources: dict[str, str]) -> dict[str, str]:
+    """Returns what became of each mutant of the modules as they are, as last found."""
+    lines = map(json.loads, results.read_text(encoding="utf-8").splitlines() if results.exists() else [])
+    return {line["name"]: line["status"] for line in lines if sources.get(line["name"]) == line["source"]}
 
 
 def describe_change(before: list[str], after: list[str]) -> str:

@@ -153,6 +153,16 @@ def test_metrics_by_hand() -> None:
     assert metrics["recall@2"] == 1
 
 
+@pytest.mark.parametrize(("found", "size"), [([1], 3), ([2], 4), ([3, 4], 4), ([101], 200), ([2, 100, 102], 150)])
+@pytest.mark.parametrize("batch", [1, 2, 3, 100, 101, 102, 128])
+def test_paper_figures_at_the_edges_of_a_batch(found: list[int], size: int, batch: int) -> None:
+    names = list_metrics(())
+    metrics = dict(zip(names, compute_metrics(np.array(found), size, (), batch), strict=True))
+    relevant = np.isin(np.arange(1, size + 1), found)
+    expected = restate_paper11(relevant, batch)
+    assert (metrics["map_paper11"], metrics["precision_paper11@100"]) == pytest.approx(expected)
+
+
 def test_ties_are_ranked_by_gallery_position() -> None:
     scores = np.array([0.5, 0.5, 0.5, 0.5, 0.9], dtype=np.float32)
     positions = np.array([3, 0, 1, 2, 4])  # the relevant items, first here, stand at 3 and 0 in the gallery
