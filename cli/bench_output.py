@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from indistill.cli.output import print_json, print_table
 from indistill.errors import IndistillError
 from indistill.export.bench_compare import Change, list_regressions
 from indistill.export.bench_report import BenchReport, Include, Quality, Result, Row
 from indistill.runs import write_text
+from indistill.talk import say
 
 NONE = "-"
 INCLUDED: dict[Include, str] = {
@@ -26,9 +25,9 @@ def print_bench(report: BenchReport, *, as_json: bool) -> None:
         print_json(report.model_dump(mode="json"))
     else:
         print_table(*tabulate_bench(report))
-        typer.echo(describe_bench(report), err=True)
+        say(describe_bench(report))
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
 
 
 def describe_bench(report: BenchReport) -> str:
@@ -83,11 +82,11 @@ def print_changes(changes: Sequence[Change], differences: Sequence[str], *, as_j
     header = ["engine", "model", "precision", "batch", "threads", "old", "new", "change", "noise", "verdict"]
     if as_json:
         for row in rows:
-            typer.echo("  ".join(f"{name} {cell}" for name, cell in zip(header, row, strict=True)), err=True)
+            say("  ".join(f"{name} {cell}" for name, cell in zip(header, row, strict=True)))
     else:
         print_table(header, rows)
     for difference in differences:
-        typer.echo(f"warning: {difference}", err=True)
+        say(f"warning: {difference}")
 
 
 def require_no_regression(changes: Sequence[Change], old: str) -> None:
@@ -127,7 +126,7 @@ def write_bench_page(page: Path, report: BenchReport) -> None:
     table = ReportSection("Measurements", describe_bench(report), header, rows)
     sections = [*charts, table, ReportSection("About", header=("", ""), rows=facts)]
     write_text(page, render_report("indistill bench", sections))
-    typer.echo(f"wrote {page}", err=True)
+    say(f"wrote {page}")
 
 
 def draw_results(results: Sequence[Result], report: BenchReport) -> str:

@@ -15,15 +15,17 @@ from indistill.cli.output import print_closeness_briefly
 from indistill.closeness import EmbeddedImages, measure_closeness, measure_overlaps, prepare_vectors
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, locate_data, sample_images
+from indistill.documents import read_json
 from indistill.embedding import embed_pixels
 from indistill.errors import InputError
 from indistill.hashing import hash_file
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray
-from indistill.progress import make_console, show_progress
+from indistill.progress import show_progress
 from indistill.report import Picture, ReportSection, encode_thumbnail, write_training_report
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
 from indistill.runs import Run, read_metrics, read_run, write_text
+from indistill.talk import say
 
 SCHEMA_VERSION = 1
 IMAGES = 1000
@@ -74,7 +76,7 @@ def report_trained_run(folder: Path, teacher: Network, images: ImageSet, device:
     try:
         figures = read_closeness(run) or report_run(Subject(run, teacher, device), images, None, IMAGES)
     except InputError as error:
-        make_console().print(f"warning: the report does not say how close the student is: {error}", markup=False)
+        say(f"warning: the report does not say how close the student is: {error}")
     else:
         print_closeness_briefly(folder, figures)
 
@@ -137,7 +139,7 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
 def read_closeness(run: Run) -> dict[str, Any] | None:
     """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
     try:
-        figures: dict[str, Any] = json.loads((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        figures: dict[str, Any] = read_json((run.folder / "closeness.json").read_text(encoding="utf-8"))
         measured = figures["schema_version"] == SCHEMA_VERSION and figures["weights_sha256"] == hash_file(run.weights)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -15,14 +15,16 @@ from indistill.cli.inputs import report_skipped
 from indistill.comparison import Group
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, open_images, require_labels
+from indistill.documents import read_json
 from indistill.errors import DataError, InputError
 from indistill.export.bench import Protocol, count_turns, run_bench
 from indistill.export.bench_process import Engine
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
-from indistill.progress import make_console, show_progress
+from indistill.progress import show_progress
 from indistill.retrieval.evaluate import METRICS, LabelledVectors, evaluate_retrieval
 from indistill.runs import Run, read_metrics, write_text
+from indistill.talk import say
 
 TIMED_IMAGES = 8
 ROUNDS = 5
@@ -152,10 +154,9 @@ def read_closeness(runs: Sequence[Run]) -> list[dict[str, float]]:
         for run, figures in zip(runs, found, strict=True)
     ]
     if len({figures["fingerprint"] for figures in fitting if figures}) > 1:
-        make_console().print(
+        say(
             "warning: closeness was measured on different images, so it is left out: run 'indistill report RUN --data "
-            "IMAGES' with the same ones for each",
-            markup=False,
+            "IMAGES' with the same ones for each"
         )
         return [{} for _ in runs]
     return [dict(figures["student"]) if figures else {} for figures in fitting]
@@ -227,7 +228,7 @@ def _read_kept(file: Path, about: dict[str, Any]) -> dict[str, dict[str, float]]
 def _read_json(file: Path) -> dict[str, Any]:
     """Returns the object in a file, or an empty one where the file is missing or damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import typer
 
 from indistill.cli.evaluation import Conduct, Measurement, are_paired
 from indistill.cli.output import print_json, print_table
 from indistill.cli.stdout import emit
 from indistill.retrieval.intervals import LEVEL, RESAMPLES, SEED, Estimate, estimate_means
 from indistill.retrieval.metrics import JUNK, Figures, QueryFigures
+from indistill.talk import say
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -34,7 +34,7 @@ def print_measurements(
         if number:
             emit(f"\n{title}")
         print_table(*table)
-    typer.echo(describe_queries(first, conduct), err=True)
+    say(describe_queries(first, conduct))
 
 
 def tabulate_all(measurements: Sequence[Measurement], *, per_class: bool) -> dict[str, Table]:

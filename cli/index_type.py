@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from indistill.errors import InputError
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.export.session import Embeddings
@@ -71,7 +72,7 @@ def make_chooser(
             made = check_factory(named, vectors.shape[1])
             warning = warn_of_factory(made)
             if warning:
-                typer.echo(f"warning: {warning}", err=True)
+                say(f"warning: {warning}")
             return IndexType(made)
 
         return take

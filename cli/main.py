@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -15,7 +16,8 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would
 import typer
 
 from indistill import __version__
-from indistill.errors import IndistillError
+from indistill.errors import IndistillError, escape_text
+from indistill.talk import say
 
 INTERRUPTED = 130
 COMMANDS = (
@@ -94,6 +96,8 @@ def main() -> None:
     except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _fail(f"indistill: error: '{escape_text(str(error.filename))}' is too long for the name of a file", 2)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
 
@@ -103,18 +107,18 @@ def _tell_interruption(error: BaseException) -> None:
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
-    typer.echo("; ".join(["interrupted", *getattr(found, "__notes__", ())]), err=True)
+    say("; ".join(["interrupted", *getattr(found, "__notes__", ())]))
 
 
 def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
     """Prints why the command fails and exits; of several processes that train together one prints."""
     if "torch" not in sys.modules:
-        typer.echo(line, err=True)
+        say(line)
     else:
         from indistill.processes import claim_failure, count_processes
 
         if claim_failure(doubtful=doubtful):
-            typer.echo(line, file=sys.__stderr__ if count_processes() > 1 else sys.stderr)
+            say(line, sys.__stderr__ if count_processes() > 1 else sys.stderr)
     sys.exit(code)
 
 

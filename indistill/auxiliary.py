@@ -27,11 +27,11 @@ from indistill.models.weights import load_weights
 from indistill.pairing import Pairing
 from indistill.plan import print_pairing
 from indistill.processes import copy_from_first, is_first, on_first
-from indistill.progress import make_console
 from indistill.resume import open_run
 from indistill.running import make_example
 from indistill.runs import AUXILIARY_FOLDER, WEIGHTS_NAMES, describe_environment, is_run
 from indistill.settings import RunSettings, describe_start
+from indistill.talk import say
 from indistill.validation import describe_held_out
 
 FAR_APART = (
@@ -117,7 +117,7 @@ def run_chain(
     if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
         return settings.out
     random = get_random_states(settings.device)
-    make_console().print(f"the auxiliary, from the teacher, in {folder}", markup=False)
+    say(f"the auxiliary, from the teacher, in {folder}")
     run_compress(
         Pairing(teacher, auxiliary, ()),
         pixels,
@@ -127,7 +127,7 @@ def run_chain(
     if is_first():
         load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
     copy_from_first(auxiliary.module)
-    make_console().print("the student, from the auxiliary", markup=False)
+    say("the student, from the auxiliary")
     pairing = align_channels(pairing, pixels, recipe, settings)
     print_pairing(pairing)
     distillation = replace(distillation, pairs=pairing.stages)

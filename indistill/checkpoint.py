@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
 from indistill.hashing import hash_file
-from indistill.progress import make_console
+from indistill.talk import say
 
 FORMAT = 2
 KEPT = 2
@@ -116,7 +116,7 @@ class Checkpoints:
         """
         for path in reversed(self._list()):
             if hash_file(path)[:DIGITS] != path.stem.partition("-")[2]:
-                make_console().print(f"warning: {path} is damaged; going back to the one before", markup=False)
+                say(f"warning: {path} is damaged; going back to the one before")
                 path.unlink()
                 continue
             contents = torch.load(path, map_location="cpu", weights_only=True)

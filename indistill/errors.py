@@ -15,11 +15,16 @@ IndistillError            exit code 1: we failed
 import difflib
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 5000
+
 
 class IndistillError(Exception):
-    """A failure of ours, with a message for the user."""
+    """A failure of ours, with a message for the user: one line, whatever the names in it hold."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape_text(message, LONGEST_MESSAGE))
 
 
 class VerificationError(IndistillError):

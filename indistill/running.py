@@ -18,13 +18,13 @@ from indistill.models.weights import save_weights
 from indistill.monitor import SilentMonitor, TrainingMonitor
 from indistill.plan import print_schedule
 from indistill.processes import is_first
-from indistill.progress import make_console
 from indistill.report import write_training_report
 from indistill.runs import CHECKPOINT_FOLDER, WEIGHTS_NAMES, remove_checkpoints
 from indistill.safety import explain_interruption
 from indistill.schedule import Optimisation
 from indistill.settings import RunSettings
 from indistill.split import Split, split_images
+from indistill.talk import say
 from indistill.training import Step, train
 from indistill.validation import Validation
 
@@ -124,9 +124,7 @@ def _watch(
         return
     print_schedule(phases)
     if settings.resume and read_position(settings.out / CHECKPOINT_FOLDER) is None:
-        make_console().print(
-            f"{settings.out} has no checkpoint: the training begins with the first epoch", markup=False
-        )
+        say(f"{settings.out} has no checkpoint: the training begins with the first epoch")
     with (
         explain_interruption(settings.out / CHECKPOINT_FOLDER, steps),
         open_loggers(settings.loggers, settings.out, config) as loggers,

@@ -27,6 +27,7 @@ import psutil
 import yaml
 
 from indistill.data.pixels import Pixels, StreamedPixels
+from indistill.documents import read_json, read_yaml
 from indistill.errors import ExistsError, InputError, ModelError
 from indistill.preprocess import Preprocessing
 
@@ -128,8 +129,8 @@ def check_no_file_above(folder: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Returns whether a folder is that of a run, complete or not."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("command") in WEIGHTS_NAMES and "network" in config
 
@@ -141,11 +142,11 @@ def read_run(folder: Path) -> Run:
         ModelError: the folder is no run, or its training did not end.
     """
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         weights = folder / WEIGHTS_NAMES[config["command"]]
         run = Run(folder, config, weights)
         _ = (run.network["spec"], run.preprocessing)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, InputError) as error:
+    except (OSError, KeyError, TypeError, ValueError, InputError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from error
     if not weights.is_file():
@@ -160,7 +161,7 @@ def read_environment(run: Run) -> dict[str, Any]:
         ModelError: it is missing or damaged.
     """
     try:
-        environment: dict[str, Any] = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+        environment: dict[str, Any] = read_json((run.folder / "environment.json").read_text(encoding="utf-8"))
         _ = environment["data_fingerprint"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -175,7 +176,7 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
         ModelError: it is missing or damaged.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())})") from error
 

@@ -26,9 +26,9 @@ from indistill.errors import TrainingError
 from indistill.memory import keep_freed_memory
 from indistill.optimiser import average_weights, make_optimiser
 from indistill.processes import average, copy_from_first, count_processes, is_first, on_first, share_batch
-from indistill.progress import make_console
 from indistill.safety import LossWatch, describe_batch, explain_failure
 from indistill.schedule import Optimisation, compute_rate_factor
+from indistill.talk import say
 from indistill.validation import Validation
 
 Record = dict[str, float | int | str]
@@ -222,10 +222,9 @@ class _Training:
     def restore(self, saved: Snapshot, step: Step) -> None:
         """Takes the state of a snapshot over, after `begin_phase` of its phase."""
         if saved.threads != self.threads:
-            make_console().print(
+            say(
                 f"warning: this training ran with {saved.threads} threads, now with {self.threads}: "
-                "the last digits may differ from those of an unbroken run",
-                markup=False,
+                "the last digits may differ from those of an unbroken run"
             )
         self.epoch, self.batch, self.durations = saved.epoch, saved.batch, list(saved.durations)
         self.order, self.seconds, self.records = saved.order, saved.seconds, list(saved.records)

@@ -17,9 +17,9 @@ from indistill.curriculum import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import TrainingError
-from indistill.progress import make_console
 from indistill.split import Split, ValidationOptions, has_classes, split_images
 from indistill.stages import Embedder, freeze
+from indistill.talk import say
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -110,9 +110,9 @@ class Validation:
         if not self.epoch:
             return
         if self.has_run_out(epochs):
-            make_console().print(f"stopped after epoch {epochs}: none was better for {self.options.patience} epochs")
+            say(f"stopped after epoch {epochs}: none was better for {self.options.patience} epochs")
         kept = "its weights are kept" if self.weights else f"the weights are those of epoch {epochs}"
-        make_console().print(f"best epoch {self.epoch}: {self.figure.name} {self.best:.4f} of held-out images; {kept}")
+        say(f"best epoch {self.epoch}: {self.figure.name} {self.best:.4f} of held-out images; {kept}")
         if self.weights:
             copy_tensors(network, self.weights)
 

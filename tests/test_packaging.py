@@ -16,12 +16,14 @@ ROOT = Path(__file__).parents[1]
 TOP = ("export", "retrieval", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TORCH_FREE = {
+    "indistill.documents",
     "indistill.durable",
     "indistill.errors",
     "indistill.hashing",
     "indistill.images",
     "indistill.preprocess",
     "indistill.progress",
+    "indistill.talk",
     "indistill.data.sets",
     "indistill.data.shards",
     "indistill.data.ahead",

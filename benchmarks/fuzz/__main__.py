@@ -4,8 +4,8 @@
     python -m benchmarks.fuzz --attempts 1 --target NAME --seed N     # repeats attempt N
 
 A target is a module of `benchmarks/fuzz/targets` with `attempt(random: random.Random, folder: Path) -> None`, which
-raises an error that is not an InputError where it meets a defect. Attempts run in children of this process, forked
-after the imports, with limits of memory and of time. A finding leaves its traceback, the command that repeats it, and
+raises an error that is not an InputError where it meets a defect; its `prepare() -> None`, where it has one, is called
+once before. Attempts run in children of this process, forked after the imports, with limits of memory and of time. A finding leaves its traceback, the command that repeats it, and
 the attempt's folder below the folder of --keep.
 """
 
@@ -75,7 +75,9 @@ def try_once(target: Target, name: str, seed: int, folder: Path) -> None:
 
 def run_target(name: str, minutes: float, attempts: int | None, seed: int, keep: Path) -> Outcome:
     """Returns what became of attempts at a target in a time, or of a number of them."""
-    target, outcome, started = load_target(name), Outcome(name), monotonic()
+    target = load_target(name)
+    getattr(target, "prepare", lambda: None)()
+    outcome, started = Outcome(name), monotonic()
     with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         while True:
             spent = monotonic() - started
@@ -140,7 +142,7 @@ def _work(target: Target, name: str, seeds: Sequence[int], log: Path, writer: in
         faulthandler.dump_traceback_later(TIME_LIMIT_S, exit=True, file=stream)
         try:
             try_once(target, name, seed, folder)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - whatever it is, it is a finding
             traceback.print_exc(file=stream)
             stream.flush()
             return FOUND

@@ -8,7 +8,6 @@ depends on the number of workers, and needs torch: neither would do here.
 Reference: Aizman, Maltby, Breuel, "High Performance I/O For Large Scale Deep Learning" (arXiv 2001.01858).
 """
 
-import json
 import os
 import re
 import tarfile
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from indistill.data.sets import StoredImage, number_labels
+from indistill.documents import read_json
 from indistill.errors import DataError
 from indistill.images import SUFFIXES, decode_image
 
@@ -182,7 +182,7 @@ def _read_label(shard: Path, tar: tarfile.TarFile, info: tarfile.TarInfo) -> str
         raise DataError(f"shard {shard}: {info.name} has {info.size:,} bytes, too many for a label")
     try:
         text = stream.read().decode("utf-8").strip()
-        value = json.loads(text) if info.name.endswith(".json") else text
+        value = read_json(text) if info.name.endswith(".json") else text
     except ValueError as error:
         raise DataError(f"shard {shard}: {info.name} cannot be read as a label ({error})") from error
     if isinstance(value, dict):

@@ -1,0 +1,105 @@
+"""What runs, exported files and commands wrote as JSON and YAML, changed: read by the commands that read it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+
+from benchmarks.fuzz.command import check_command
+from benchmarks.fuzz.texts import change_bytes, change_text, change_tree, draw_text
+from benchmarks.fuzz.workspace import find_workspace as prepare
+from indistill.cli.closeness import find_shortfall, read_closeness
+from indistill.export.artefact import Artefact, read_artefact
+from indistill.export.bench_report import read_report
+from indistill.loggers import read_places
+from indistill.preprocess import Preprocessing
+from indistill.resume import check_output
+from indistill.retrieval.ground_truth import locate_judgements, read_ground_truth
+from indistill.runs import is_run, read_environment, read_metrics, read_run
+
+ARTEFACT = Artefact("cnn-s", 64, Preprocessing(32), "image", "fp32", {}, "cnn-a", "ab", "cd", {"cosine": 1.0}, "0.1.0")
+TRUTH = {"a.png": {"easy": ["1.png", "2.png"], "hard": [], "junk": ["3.png"]}, "b.png": {"easy": []}}
+BENCH = Path(__file__).parents[2] / "deployment.json"
+
+__all__ = ["attempt", "prepare"]
+
+
+def attempt(random: Random, folder: Path) -> None:
+    """Reads one changed document."""
+    random.choice(READERS)(random, folder)
+
+
+def write(random: Random, path: Path, tree: Any) -> None:
+    """Writes a tree as JSON or, by the name of the file, YAML; changed as a tree, as a text, as bytes."""
+    try:
+        changed = change_tree(random, tree) if random.random() < 0.7 else tree
+        text = yaml.safe_dump(changed) if path.suffix == ".yaml" else json.dumps(changed, indent=1)
+    except RecursionError:
+        text = "[" * 100_000
+    if changed is tree or random.random() < 0.1:
+        text = change_text(random, text)
+    path.write_bytes(change_bytes(random, text) if random.random() < 0.3 else text.encode("utf-8", "replace"))
+
+
+def _read_run(random: Random, folder: Path) -> None:
+    run = folder / "run"
+    shutil.copytree(prepare() / "run", run, copy_function=_link)
+    name = random.choice(
+        ("config.yaml", "config.yaml", "environment.json", "metrics.jsonl", "closeness.json", "loggers.json")
+    )
+    source = prepare() / "run" / name
+    (run / name).unlink(missing_ok=True)
+    if name == "metrics.jsonl":
+        text = source.read_text(encoding="utf-8")
+        records = [json.loads(line) for line in text.splitlines()]
+        (run / name).write_text("\n".join(json.dumps(change_tree(random, record)) for record in records), "utf-8")
+    elif name == "loggers.json":
+        write(random, run / name, {"wandb": "abc", "mlflow": "def"})
+    else:
+        write(random, run / name, yaml.safe_load(source.read_text(encoding="utf-8")))
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: check_command(
+            ["compare", str(run), str(prepare() / "run"), "--no-latency", "--html", str(folder / "a.html")]
+        ),
+        lambda: check_command(["compare", str(run), "--no-latency", "--json"]),
+        lambda: (is_run(run), read_metrics(run / "metrics.jsonl"), read_environment(read_run(run)), read_places(run)),
+        lambda: [figures and find_shortfall(figures) for figures in (read_closeness(read_run(run)),)],
+        lambda: check_output(run, overwrite=False, resume=True),
+    )
+    random.choice(readers)()
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)
+
+
+def _read_artefact(random: Random, folder: Path) -> None:
+    metadata = ARTEFACT.to_metadata()
+    for name in random.sample(sorted(metadata), random.choice((1, 1, 2))):
+        text = metadata[name]
+        try:
+            metadata[name] = (
+                json.dumps(change_tree(random, json.loads(text))) if text[:1] in "{[" else draw_text(random)
+            )
+        except RecursionError:
+            metadata[name] = "[" * 100_000
+        metadata[name] = change_text(random, text) if random.random() < 0.5 else metadata[name]
+    read_artefact(metadata, "student.onnx")
+
+
+def _read_report(random: Random, folder: Path) -> None:
+    write(random, folder / "bench.json", json.loads(BENCH.read_text(encoding="utf-8")))
+    read_report(folder / "bench.json")
+
+
+def _read_truth(random: Random, folder: Path) -> None:
+    write(random, folder / "truth.json", TRUTH)
+    truth = read_ground_truth(folder / "truth.json")
+    locate_judgements(truth, ["a.png", "b.png"], ["1.png", "2.png", "3.png"])
+
+
+READERS = (_read_run, _read_run, _read_run, _read_artefact, _read_report, _read_truth)
