@@ -136,7 +136,7 @@ def draw_results(results: Sequence[Result], report: BenchReport) -> str:
     """
     from matplotlib.figure import Figure
 
-    from indistill.report import save_svg
+    from indistill.report import save_svg, write_label
 
     quality, models = _find_quality(report), _name_models(report)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -151,7 +151,7 @@ def draw_results(results: Sequence[Result], report: BenchReport) -> str:
             continue
         latency, colour = result.latency_ms, colours[_name_network(result)]
         axes.plot([latency.p50, latency.p95], [height, height], color=colour, linewidth=1, alpha=0.6)
-        label = " ".join(_describe_row(result, models)[:2])
+        label = write_label(" ".join(_describe_row(result, models)[:2]))
         axes.plot(latency.p50, height, MARKERS[result.engine], color=colour, label=label)
     heights = "mAP %" if quality is not None and quality.map is not None else "overlap of the 10 nearest, %"
     axes.set(xlabel="latency of a call in ms", xscale="log", ylabel="" if quality is None else heights)

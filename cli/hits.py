@@ -14,7 +14,9 @@ from indistill.retrieval.search import Asked, SearchOptions, SearchResults, desc
 from indistill.talk import say
 
 LONGEST_PATH = 4096
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+# What spreadsheets take for a formula, the wide forms too; and the sign that marks such a text, so that all can be read
+# back.
+MARKED_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 
 
 def choose_format(wanted: HitFormat | None, *, as_json: bool) -> HitFormat | None:
@@ -86,7 +88,10 @@ def emit_page(page: str) -> None:
 
 
 def emit_csv(header: list[str], rows: Iterable[list[str | int | float | None]]) -> None:
-    """Prints CSV after RFC 4180, in UTF-8. A text that a spreadsheet would take for a formula gets a ' before it."""
+    """Prints CSV after RFC 4180, in UTF-8. A text that a spreadsheet would take for a formula gets a ' before it.
+
+    So does one that begins with a ': without the first one, each is what it was.
+    """
     import csv
     import io
 
@@ -94,9 +99,7 @@ def emit_csv(header: list[str], rows: Iterable[list[str | int | float | None]]) 
     writer = csv.writer(stream)
     writer.writerow(header)
     for row in rows:
-        writer.writerow(
-            f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell for cell in row
-        )
+        writer.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(MARKED_SIGNS) else cell for cell in row)
     emit(stream.getvalue().encode("utf-8", "backslashreplace"), end="")
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from indistill.cli.output import print_json, print_table
 from indistill.errors import ExistsError
-from indistill.report import ReportSection, render_report, save_svg
+from indistill.report import ReportSection, render_report, save_svg, write_label
 from indistill.runs import write_text
 from indistill.talk import say
 
@@ -111,7 +111,7 @@ def draw_costs(standings: dict[str, Any]) -> str:
             axes.errorbar(value, 100 * found["mean"], 100 * (found["std"] or 0), marker="o", capsize=3)
         axes.set(xlabel=label, ylabel="mAP %")
         axes.grid(alpha=0.3)
-    names = [group["name"].replace("$", r"\$") for group in groups]  # a pair of dollars would be taken for mathematics
+    names = [write_label(group["name"]) for group in groups]
     figure.legend(axes.containers, names, loc="outside lower left", fontsize="small")
     return save_svg(figure)
 

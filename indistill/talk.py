@@ -3,9 +3,9 @@
 import sys
 from typing import TextIO
 
-from indistill.errors import LONGEST_MESSAGE, escape_text
+from indistill.errors import escape_line
 
 
 def say(line: str, file: TextIO | None = None) -> None:
     """Prints a line on standard error, or on a stream in its place, above a progress bar where there is one."""
-    print(escape_text(line, LONGEST_MESSAGE), file=file or sys.stderr, flush=True)
+    print(escape_line(line), file=file or sys.stderr, flush=True)

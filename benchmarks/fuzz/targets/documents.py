@@ -12,6 +12,7 @@ import yaml
 from benchmarks.fuzz.command import check_command
 from benchmarks.fuzz.texts import change_bytes, change_text, change_tree, draw_text
 from benchmarks.fuzz.workspace import find_workspace as prepare
+from indistill.cli.bench_output import tabulate_bench, write_bench_page
 from indistill.cli.closeness import find_shortfall, read_closeness
 from indistill.export.artefact import Artefact, read_artefact
 from indistill.export.bench_report import read_report
@@ -23,7 +24,7 @@ from indistill.runs import is_run, read_environment, read_metrics, read_run
 
 ARTEFACT = Artefact("cnn-s", 64, Preprocessing(32), "image", "fp32", {}, "cnn-a", "ab", "cd", {"cosine": 1.0}, "0.1.0")
 TRUTH = {"a.png": {"easy": ["1.png", "2.png"], "hard": [], "junk": ["3.png"]}, "b.png": {"easy": []}}
-BENCH = Path(__file__).parents[2] / "deployment.json"
+BENCH = Path(__file__).parents[1] / "seeds" / "bench.json"
 
 __all__ = ["attempt", "prepare"]
 
@@ -93,7 +94,9 @@ def _read_artefact(random: Random, folder: Path) -> None:
 
 def _read_report(random: Random, folder: Path) -> None:
     write(random, folder / "bench.json", json.loads(BENCH.read_text(encoding="utf-8")))
-    read_report(folder / "bench.json")
+    report = read_report(folder / "bench.json")
+    write_bench_page(folder / "bench.html", report)
+    tabulate_bench(report)
 
 
 def _read_truth(random: Random, folder: Path) -> None:
