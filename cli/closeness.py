@@ -24,6 +24,7 @@ from indistill.preprocess import PixelArray
 from indistill.progress import show_progress
 from indistill.report import Picture, ReportSection, encode_thumbnail, write_training_report
 from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
+from indistill.run_documents import CLOSENESS, check_document
 from indistill.runs import Run, read_metrics, read_run, write_text
 from indistill.talk import say
 
@@ -140,8 +141,10 @@ def read_closeness(run: Run) -> dict[str, Any] | None:
     """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
     try:
         figures: dict[str, Any] = read_json((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        check_document(CLOSENESS, figures)
         measured = figures["schema_version"] == SCHEMA_VERSION and figures["weights_sha256"] == hash_file(run.weights)
-    except (OSError, ValueError, TypeError, KeyError):
+        measured = measured and all(key in figures[name] for name in ("student", "untrained") for key in FIGURES)
+    except (OSError, ValueError, KeyError):
         return None
     return figures if measured else None
 

@@ -23,6 +23,7 @@ from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
 from indistill.progress import show_progress
 from indistill.retrieval.evaluate import METRICS, LabelledVectors, evaluate_retrieval
+from indistill.run_documents import CLOSENESS, EVALUATION, is_document
 from indistill.runs import Run, read_metrics, write_text
 from indistill.talk import say
 
@@ -150,7 +151,7 @@ def read_closeness(runs: Sequence[Run]) -> list[dict[str, float]]:
     """
     found = [_read_json(run.folder / "closeness.json") for run in runs]
     fitting = [
-        figures if figures.get("weights_sha256") == hash_file(run.weights) else {}
+        figures if is_document(CLOSENESS, figures) and figures["weights_sha256"] == hash_file(run.weights) else {}
         for run, figures in zip(runs, found, strict=True)
     ]
     if len({figures["fingerprint"] for figures in fitting if figures}) > 1:
@@ -222,7 +223,8 @@ def _measure(run: Run, evaluated: Evaluated, cache: PixelCache) -> dict[str, dic
 
 def _read_kept(file: Path, about: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     kept = _read_json(file)
-    return kept["metrics"] if kept.get("about") == about and "metrics" in kept else None
+    fits = kept.get("about") == about and is_document(EVALUATION, kept.get("metrics"))
+    return kept["metrics"] if fits else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

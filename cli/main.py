@@ -79,6 +79,7 @@ def main() -> None:
         from indistill.progress import silence_output
 
         silence_output()
+    _check_words(arguments)
     names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
     try:
         build_app(names)(arguments, prog_name="indistill")
@@ -100,6 +101,15 @@ def main() -> None:
             _fail(f"indistill: error: '{escape_text(str(error.filename))}' is too long for the name of a file", 2)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuses names of commands and options that would steer the terminal, where Typer shows them as they are."""
+    words = arguments[: 2 if arguments[:1] == ["index"] else 1]
+    words = [*words, *(argument.partition("=")[0] for argument in arguments if argument.startswith("-"))]
+    for word in words:
+        if not word.isprintable():
+            _fail(f"indistill: error: there is no command or option '{word}'", 2)
 
 
 def _tell_interruption(error: BaseException) -> None:

@@ -96,11 +96,11 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, str]:
     """
     values = dict(_flatten("", {name: value for name, value in config.items() if name not in UNCOMPARED}))
     values["epochs"] = str(sum(phase["epochs"] for phase in config["schedule"]))
-    if values["start"] == values["network.spec"]:  # random weights
+    if values.get("start") == values["network.spec"]:  # random weights
         values.pop("start")
     if "teacher.weights_sha256" in values:
         values.pop("teacher.source")
-        values.pop("teacher.weights")
+        values.pop("teacher.weights", None)
     return {
         key.removeprefix("recipe."): value
         for key, value in values.items()

@@ -8,6 +8,7 @@ import yaml
 
 from indistill.documents import read_json, read_yaml
 from indistill.errors import InputError
+from indistill.run_documents import CONFIG, ENVIRONMENT, check_document
 from indistill.runs import (
     WEIGHTS_NAMES,
     check_no_file_above,
@@ -117,6 +118,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config: dict[str, Any] = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         environment: dict[str, Any] = read_json((folder / "environment.json").read_text(encoding="utf-8"))
+        check_document(CONFIG, config)
+        check_document(ENVIRONMENT, environment)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} cannot be resumed ({reason}): start anew with --overwrite") from error

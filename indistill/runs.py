@@ -30,6 +30,7 @@ from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.documents import read_json, read_yaml
 from indistill.errors import ExistsError, InputError, ModelError
 from indistill.preprocess import Preprocessing
+from indistill.run_documents import CONFIG, ENVIRONMENT, RECORD, check_document
 
 Command = Literal["train", "compress"]
 WEIGHTS_NAMES: dict[Command, str] = {"train": "model.safetensors", "compress": "student.safetensors"}
@@ -145,7 +146,8 @@ def read_run(folder: Path) -> Run:
         config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         weights = folder / WEIGHTS_NAMES[config["command"]]
         run = Run(folder, config, weights)
-        _ = (run.network["spec"], run.preprocessing)
+        check_document(CONFIG, config)
+        _ = run.preprocessing
     except (OSError, KeyError, TypeError, ValueError, InputError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from error
@@ -162,8 +164,8 @@ def read_environment(run: Run) -> dict[str, Any]:
     """
     try:
         environment: dict[str, Any] = read_json((run.folder / "environment.json").read_text(encoding="utf-8"))
-        _ = environment["data_fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        check_document(ENVIRONMENT, environment)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{run.folder}/environment.json is damaged ({reason})") from error
     return environment
@@ -176,9 +178,12 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
         ModelError: it is missing or damaged.
     """
     try:
-        return [read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for record in records:
+            check_document(RECORD, record)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())})") from error
+    return records
 
 
 def describe_environment(pixels: Pixels | StreamedPixels, seed: int) -> dict[str, Any]:

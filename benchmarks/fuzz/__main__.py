@@ -5,8 +5,8 @@
 
 A target is a module of `benchmarks/fuzz/targets` with `attempt(random: random.Random, folder: Path) -> None`, which
 raises an error that is not an InputError where it meets a defect; its `prepare() -> None`, where it has one, is called
-once before. Attempts run in children of this process, forked after the imports, with limits of memory and of time. A finding leaves its traceback, the command that repeats it, and
-the attempt's folder below the folder of --keep.
+once before. Attempts run in children of this process, forked after the imports, with limits of memory and of time. A
+finding leaves its traceback, the command that repeats it, and the attempt's folder below the folder of --keep.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from indistill.errors import InputError
 TARGETS = Path(__file__).parent / "targets"
 BATCH = 200  # attempts of a child: what one leaves behind in memory is seen by few others
 TIME_LIMIT_S = 60
-MEMORY_LIMIT_BYTES = 3 << 30  # more than the child has after the imports
+MEMORY_LIMIT_BYTES = 6 << 30  # of addresses, more than the child has after the imports
 FOUND = 3  # exit code of a child whose attempt is a finding
 
 

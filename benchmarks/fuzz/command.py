@@ -47,7 +47,9 @@ def check_command(arguments: Sequence[str]) -> int:
     shown = f"{[argument[:200] for argument in arguments]} ended with {code}: {err[-3000:]}"
     assert code in CODES, shown
     assert "Traceback" not in err, shown
-    assert "internal error" not in err, shown
+    if "internal error" in err:
+        run_command([*arguments, "--debug"])  # raises it, with its place
+        raise AssertionError(shown)
     if code:
         last = err.rstrip("\n").rsplit("\n", 1)[-1]
         usage = code == 2 and "Usage: " in err

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -19,7 +18,6 @@ COMMANDS = (
 )
 
 
-@cache
 def find_workspace() -> Path:
     """Returns the folder: `gallery` of 40 images in classes, `teacher` and `run`, `run/student.onnx`, and `index`."""
     known = os.environ.get(VARIABLE)

@@ -1,4 +1,4 @@
-"""Conditions of `--where`: what is accepted runs in SQLite, alone and negated, and has a translation for Milvus or none."""
+"""Conditions of `--where`: what is accepted runs in SQLite, alone and negated, and Milvus can be asked it or cannot."""
 
 import sqlite3
 from pathlib import Path

@@ -3,20 +3,21 @@
 Where training, timing or serving would begin, all has been read and the attempt has passed.
 """
 
+import importlib
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import typer
 
 from benchmarks.fuzz.command import check_command, reach
 from benchmarks.fuzz.texts import NUMBERS, draw_text
-from benchmarks.fuzz.workspace import find_workspace as prepare
+from benchmarks.fuzz.workspace import find_workspace
 from indistill.cli.main import build_app
 
 LINES = {
@@ -67,16 +68,26 @@ WORK = (
 CHANGING = ("index add", "index sync", "index remove", "index rebuild", "index compact")
 
 
+def prepare() -> None:
+    """Imports what the commands do, so that the attempts need not."""
+    find_workspace()
+    for work in WORK:
+        importlib.import_module(work.rpartition(".")[0])
+
+
 def attempt(random: Random, folder: Path) -> None:
     """Gives one command line."""
     here = folder / "one" / "two"  # so that .. stays within
     here.mkdir(parents=True)
     os.chdir(here)
     name = random.choice(list(LINES))
-    places = {key: prepare() / key for key in ("gallery", "teacher", "run", "index")}
-    places |= {"model": prepare() / "run" / "student.onnx", "query": prepare() / "gallery" / "cat" / "00.png"}
+    places = {key: find_workspace() / key for key in ("gallery", "teacher", "run", "index")}
+    places |= {
+        "model": find_workspace() / "run" / "student.onnx",
+        "query": min(find_workspace().glob("gallery/*/*.png")),
+    }
     if name in CHANGING:
-        places["index"] = Path(shutil.copytree(prepare() / "index", here / "index"))
+        places["index"] = Path(shutil.copytree(find_workspace() / "index", here / "index"))
     given = [word.format(**places) for word in LINES[name].split()]
     for _ in range(random.choice((0, 1, 1, 1, 2, 2, 3))):
         given = change_options(random, given, list_options(name))
@@ -124,19 +135,21 @@ def change_options(random: Random, given: list[str], options: list[Any]) -> list
             name = random.choice([*option.opts, *option.secondary_opts])
             if getattr(option, "is_flag", False):
                 return [*given, name]
-            value = _clean(draw_option_value(random, option.type))
+            value = _clean(draw_option_value(random, option))
             return [*given, f"{name}={value}"] if random.random() < 0.3 else [*given, name, value]
 
 
-def draw_option_value(random: Random, kind: Any) -> str:
-    """Returns a value for an option of a type: near its bounds, a choice, a number, or any text."""
+def draw_option_value(random: Random, option: Any) -> str:
+    """Returns a value for an option: near its bounds, a choice, a number, or any text."""
     if random.random() < 0.35:
         return draw_text(random)
-    choices = getattr(kind, "choices", None)
+    kind = option.type_descriptor.annotation
+    inner = [kind, *get_args(kind), *(part for outer in get_args(kind) for part in get_args(outer))]
+    choices = [part for part in inner if isinstance(part, str)]
     if choices:
-        return str(random.choice(list(choices)))
-    bounds = [bound for bound in (getattr(kind, "min", None), getattr(kind, "max", None)) if bound is not None]
-    if bounds or kind.name in ("integer", "float"):
+        return random.choice(choices)
+    bounds = [bound for bound in (option.min, option.max) if bound is not None]
+    if bounds or int in inner or float in inner:
         near = [bound + step for bound in bounds for step in (-1, 0, 1, 0.5)]
         return str(random.choice([*near, *NUMBERS, 2, 3]))
     places = ("none", "", ".", "..", "one two", "/dev/null", "digits/train", "a.yaml", "x.csv", "paper:cnn-a", "x?y=z")

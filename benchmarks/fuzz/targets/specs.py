@@ -1,4 +1,4 @@
-"""What is one text: model and data specs, addresses, collections, index types, sizes, counts, loggers, widths, pairs."""
+"""What is one text: specs of models and data, addresses, collections, index types, sizes, counts, widths, pairs."""
 
 import os
 from collections.abc import Callable
