@@ -1,5 +1,6 @@
 """Texts and values that programs trip over, and changes of texts and of trees of values."""
 
+import json
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -80,6 +81,14 @@ def change_tree(random: Random, tree: Any) -> Any:
         places = list(list_places(tree))
         tree = _replace(random, tree, random.choice(places))
     return tree
+
+
+def format_json(tree: Any) -> str:
+    """Returns a tree as JSON; one that is too deep to be written as brackets that are too deep to be read."""
+    try:
+        return json.dumps(tree)
+    except RecursionError:
+        return "[" * 100_000
 
 
 def list_places(tree: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

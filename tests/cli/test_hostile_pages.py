@@ -19,7 +19,13 @@ from tests.retrieval.serving import serve_index
 
 pytestmark = NEEDS_BROWSER
 OWN = "document.title='owned'"
-LABELS = (f"<img src=x onerror={OWN}>", f"javascript:{OWN}", f'"onmouseover="{OWN}" autofocus onfocus="{OWN}', "one")
+LABELS = (
+    f"<img src=x onerror={OWN}>",
+    f"javascript:{OWN}",
+    f'"onmouseover="{OWN}" autofocus onfocus="{OWN}',
+    "one",
+    "</style>".replace("/", ""),
+)
 NAMES = (
     f"<img src=x onerror={OWN}>.png",
     f"<svg onload={OWN}>\u2028.png",

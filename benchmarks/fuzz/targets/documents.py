@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from benchmarks.fuzz.command import check_command
-from benchmarks.fuzz.texts import change_bytes, change_text, change_tree, draw_text
+from benchmarks.fuzz.texts import change_bytes, change_text, change_tree, draw_text, format_json
 from benchmarks.fuzz.workspace import find_workspace as prepare
 from indistill.cli.bench_output import tabulate_bench, write_bench_page
 from indistill.cli.closeness import find_shortfall, read_closeness
@@ -36,11 +36,10 @@ def attempt(random: Random, folder: Path) -> None:
 
 def write(random: Random, path: Path, tree: Any) -> None:
     """Writes a tree as JSON or, by the name of the file, YAML; changed as a tree, as a text, as bytes."""
-    try:
-        changed = change_tree(random, tree) if random.random() < 0.7 else tree
-        text = yaml.safe_dump(changed) if path.suffix == ".yaml" else json.dumps(changed, indent=1)
-    except RecursionError:
-        text = "[" * 100_000
+    changed = change_tree(random, tree) if random.random() < 0.7 else tree
+    text = format_json(changed)
+    if path.suffix == ".yaml" and text.startswith("{") and random.random() < 0.7:
+        text = yaml.safe_dump(changed)
     if changed is tree or random.random() < 0.1:
         text = change_text(random, text)
     path.write_bytes(change_bytes(random, text) if random.random() < 0.3 else text.encode("utf-8", "replace"))
@@ -57,7 +56,7 @@ def _read_run(random: Random, folder: Path) -> None:
     if name == "metrics.jsonl":
         text = source.read_text(encoding="utf-8")
         records = [json.loads(line) for line in text.splitlines()]
-        (run / name).write_text("\n".join(json.dumps(change_tree(random, record)) for record in records), "utf-8")
+        (run / name).write_text("\n".join(format_json(change_tree(random, record)) for record in records), "utf-8")
     elif name == "loggers.json":
         write(random, run / name, {"wandb": "abc", "mlflow": "def"})
     else:
@@ -82,13 +81,8 @@ def _read_artefact(random: Random, folder: Path) -> None:
     metadata = ARTEFACT.to_metadata()
     for name in random.sample(sorted(metadata), random.choice((1, 1, 2))):
         text = metadata[name]
-        try:
-            metadata[name] = (
-                json.dumps(change_tree(random, json.loads(text))) if text[:1] in "{[" else draw_text(random)
-            )
-        except RecursionError:
-            metadata[name] = "[" * 100_000
-        metadata[name] = change_text(random, text) if random.random() < 0.5 else metadata[name]
+        changed = format_json(change_tree(random, json.loads(text))) if text[:1] in "{[" else draw_text(random)
+        metadata[name] = change_text(random, text) if random.random() < 0.5 else changed
     read_artefact(metadata, "student.onnx")
 
 
