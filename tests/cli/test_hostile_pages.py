@@ -114,8 +114,8 @@ def test_the_search_page(driver: webdriver.Chrome, hostile: dict[str, Path]) -> 
             assert str(hit.get_attribute("href")).startswith(server.url)
         driver.find_elements(By.CSS_SELECTOR, ".hit")[0].click()
         WebDriverWait(driver, 30).until(lambda _: not driver.find_element(By.ID, "asked").get_attribute("hidden"))
-        WebDriverWait(driver, 30).until(lambda _: LABELS[0] in driver.find_element(By.ID, "asked").text)
-        check(driver, LABELS[0])
+        WebDriverWait(driver, 30).until(lambda _: "In the index: " in driver.find_element(By.ID, "asked").text)
+        check(driver, "In the index: ")
 
 
 def test_the_check_itself_can_fail(driver: webdriver.Chrome, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ LINES = {
     "demo": "--out out",
 }
 WORK = (
+    "indistill.devices.check_compilation",
     "indistill.supervise.run_supervised",
     "indistill.compress.run_compress",
     "indistill.auxiliary.run_chain",
