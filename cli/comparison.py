@@ -12,9 +12,9 @@ import numpy as np
 from indistill import __version__
 from indistill.cli.bench_images import read_encoded
 from indistill.cli.inputs import report_skipped
-from indistill.comparison import Group
 from indistill.data.pixels import Pixels, load_pixels
-from indistill.data.sets import ArraySet, FolderSet, ImageSet, open_images, require_labels
+from indistill.data.sets import ArraySet, FolderSet, ImageSet, require_labels
+from indistill.data.specs import open_images
 from indistill.documents import read_json
 from indistill.errors import DataError, InputError
 from indistill.export.bench import Protocol, count_turns, run_bench
@@ -22,9 +22,10 @@ from indistill.export.bench_process import Engine
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
 from indistill.progress import show_progress
-from indistill.retrieval.evaluate import METRICS, LabelledVectors, evaluate_retrieval
+from indistill.reports.comparison import Group
+from indistill.retrieval.evaluation.evaluate import METRICS, LabelledVectors, evaluate_retrieval
 from indistill.run_documents import CLOSENESS, EVALUATION, is_document
-from indistill.runs import Run, read_metrics, write_text
+from indistill.run_folder import Run, read_metrics, write_text
 from indistill.talk import say
 
 TIMED_IMAGES = 8
@@ -206,7 +207,7 @@ def time_groups(groups: Sequence[Group], data: str | None, root: Path | None, th
 
 
 def _measure(run: Run, evaluated: Evaluated, cache: PixelCache) -> dict[str, dict[str, float]]:
-    from indistill.embedding import embed_pixels
+    from indistill.models.embedding import embed_pixels
     from indistill.models.loading import load_network
 
     network = load_network(str(run.folder))

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indistill.cli.hits import emit_csv
-from indistill.config import load_recipe, parse_overrides
 from indistill.documents import read_yaml
 from indistill.errors import ConfigError, InputError, escape_line, escape_text
 from indistill.models.specs import parse_model_spec
 from indistill.retrieval.where import parse_where
+from indistill.runs.config import load_recipe, parse_overrides
 
 TEXTS = st.text(st.characters(codec=None), max_size=60)  # lone surrogates too, as names that are not UTF-8 have them
 YAML = st.text("ab:-[]{}&*!|>'\"%@`#,?<= \n\t0123.eE~", max_size=60)

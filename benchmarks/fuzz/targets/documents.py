@@ -16,11 +16,11 @@ from indistill.cli.bench_output import tabulate_bench, write_bench_page
 from indistill.cli.closeness import find_shortfall, read_closeness
 from indistill.export.artefact import Artefact, read_artefact
 from indistill.export.bench_report import read_report
-from indistill.loggers import read_places
 from indistill.preprocess import Preprocessing
-from indistill.resume import check_output
-from indistill.retrieval.ground_truth import locate_judgements, read_ground_truth
-from indistill.runs import is_run, read_environment, read_metrics, read_run
+from indistill.retrieval.evaluation.ground_truth import locate_judgements, read_ground_truth
+from indistill.run_folder import is_run, read_environment, read_metrics, read_run
+from indistill.runs.resume import check_output
+from indistill.training.loggers import read_places
 
 ARTEFACT = Artefact("cnn-s", 64, Preprocessing(32), "image", "fp32", {}, "cnn-a", "ab", "cd", {"cosine": 1.0}, "0.1.0")
 TRUTH = {"a.png": {"easy": ["1.png", "2.png"], "hard": [], "junk": ["3.png"]}, "b.png": {"easy": []}}

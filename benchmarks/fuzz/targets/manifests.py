@@ -6,7 +6,8 @@ from random import Random
 from PIL import Image
 
 from benchmarks.fuzz.texts import change_bytes, change_text, change_tree, draw_text, draw_value, format_json
-from indistill.data.sets import ImageSet, open_images, require_labels
+from indistill.data.sets import ImageSet, require_labels
+from indistill.data.specs import open_images
 from indistill.errors import DataError
 
 PIECES = (

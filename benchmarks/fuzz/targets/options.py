@@ -49,10 +49,10 @@ LINES = {
     "demo": "--out out",
 }
 WORK = (
-    "indistill.devices.check_compilation",
-    "indistill.supervise.run_supervised",
-    "indistill.compress.run_compress",
-    "indistill.auxiliary.run_chain",
+    "indistill.training.devices.check_compilation",
+    "indistill.runs.supervise.run_supervised",
+    "indistill.runs.compress.run_compress",
+    "indistill.runs.auxiliary.run_chain",
     "indistill.models.students.settle_width",
     "indistill.cli.closeness.report_run",
     "indistill.cli.exporting.write_files",
@@ -94,7 +94,7 @@ def attempt(random: Random, folder: Path) -> None:
         given = change_options(random, given, list_options(name))
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "200"}
     patches = [patch(work, reach) for work in WORK]
-    for one in (*patches, patch("indistill.devices.start_processes", _start)):
+    for one in (*patches, patch("indistill.training.devices.start_processes", _start)):
         one.start()
     try:
         check_command([*name.split(), *given])
@@ -103,8 +103,7 @@ def attempt(random: Random, folder: Path) -> None:
 
 
 def _start(device: str, count: int, command: Callable[[], None]) -> Any:
-    from indistill.devices import check_devices
-    from indistill.settings import choose_device
+    from indistill.training.devices import check_devices, choose_device
 
     check_devices(device, count)
     if count > 1:

@@ -6,7 +6,7 @@ from random import Random
 import yaml
 
 from benchmarks.fuzz.texts import change_bytes, change_text, change_tree, draw_text
-from indistill.config import Recipe, list_recipes, load_recipe, parse_overrides
+from indistill.runs.config import Recipe, list_recipes, load_recipe, parse_overrides
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n"

@@ -8,21 +8,21 @@ from random import Random
 
 from benchmarks.fuzz.targets.manifests import use_images
 from benchmarks.fuzz.texts import change_text, draw_text
+from indistill.cli.commands.plan import read_count
 from indistill.cli.early import check_sources
 from indistill.cli.index_type import SIZES, TIMES_MS, read_unit
-from indistill.cli.plan import read_count
-from indistill.data.sets import locate_data, open_images
+from indistill.data.specs import locate_data, open_images
 from indistill.export.hub import check_repository
-from indistill.loggers import parse_loggers
 from indistill.models.loading import load_network
 from indistill.models.specs import make_absolute, parse_model_spec, strip_weights
 from indistill.models.students import parse_width
 from indistill.retrieval.capacity import Rates, choose_code, plan_gallery
+from indistill.retrieval.index_types.types import check_factory
 from indistill.retrieval.milvus.location import name_collection
 from indistill.retrieval.opening import locate_index
-from indistill.retrieval.types import check_factory
-from indistill.settings import choose_device
-from indistill.stages import parse_pairs
+from indistill.stages.graph import parse_pairs
+from indistill.training.devices import choose_device
+from indistill.training.loggers import parse_loggers
 
 NAMES = (
     "pretrained",
