@@ -58,6 +58,8 @@ def look(driver: webdriver.Chrome, page: Path, shown: str) -> None:
     """Opens a page, which must show a text and hold nothing that a name brought in."""
     driver.get(page.as_uri())
     check(driver, shown)
+    (policy,) = driver.find_elements(By.CSS_SELECTOR, "meta[http-equiv='Content-Security-Policy']")
+    assert str(policy.get_attribute("content")).startswith("default-src 'none';")
 
 
 def check(driver: webdriver.Chrome, shown: str) -> None:
@@ -100,7 +102,7 @@ def test_the_comparison(driver: webdriver.Chrome, hostile: dict[str, Path], tmp_
 
 def test_the_bench(driver: webdriver.Chrome, tmp_path: Path) -> None:
     text = (REPOSITORY / "benchmarks" / "fuzz" / "seeds" / "bench.json").read_text(encoding="utf-8")
-    (tmp_path / "bench.json").write_text(text.replace("MODEL", f"$x_{{$<img src=x onerror={OWN}>.onnx"), "utf-8")
+    (tmp_path / "bench.json").write_text(text.replace("MODEL", f"$x_{{$日本<img src=x onerror={OWN}>.onnx"), "utf-8")
     write_bench_page(tmp_path / "bench.html", read_report(tmp_path / "bench.json"))
     look(driver, tmp_path / "bench.html", LABELS[0])
 
