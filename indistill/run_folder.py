@@ -127,7 +127,7 @@ def is_run(folder: Path) -> bool:
         config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("command") in WEIGHTS_NAMES and "network" in config
+    return isinstance(config, dict) and config.get("command") in tuple(WEIGHTS_NAMES) and "network" in config
 
 
 def read_run(folder: Path) -> Run:

@@ -20,12 +20,18 @@ def rewrite(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
+BOMB = "\n".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9) if i else 'y'}]" for i in range(9))
 DAMAGED_RUNS: dict[str, Callable[[Path], object]] = {
     "config.yaml is no YAML": lambda run: (run / "config.yaml").write_text("a: [1\nb: }\n", encoding="utf-8"),
     "config.yaml is no mapping": lambda run: (run / "config.yaml").write_text("- 1\n", encoding="utf-8"),
     "config.yaml is no text": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe"),
     "config.yaml lacks the network": lambda run: rewrite(run / "config.yaml", "network:", "networks:"),
     "config.yaml has a word for a number": lambda run: rewrite(run / "config.yaml", "image_size: 32", "image_size: x"),
+    "config.yaml has a number for the schedule": lambda run: rewrite(
+        run / "config.yaml", "schedule:", "schedule: 3\nold:"
+    ),
+    "config.yaml lacks the seed": lambda run: rewrite(run / "config.yaml", "seed: 0", "sed: 0"),
+    "config.yaml grows": lambda run: rewrite(run / "config.yaml", "seed: 0", f"seed: 0\n{BOMB}"),
     "environment.json is missing": lambda run: (run / "environment.json").unlink(),
     "environment.json is no JSON": lambda run: write_note(run / "environment.json"),
     "environment.json is empty": lambda run: (run / "environment.json").write_text("{}", encoding="utf-8"),
@@ -38,6 +44,11 @@ DAMAGED_RUNS: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_run_is_refused(refuse: Refuse, copy: Copy, spoil: Callable[[Path], object]) -> None:
     spoil(copy("run"))
     refuse("export {copied_run} --onnx --out {out}", "{copied_run}")
+
+
+def test_a_folder_whose_command_is_a_list_is_no_run(refuse: Refuse, copy: Copy) -> None:
+    rewrite(copy("run") / "config.yaml", "command: compress", "command: [compress]")
+    refuse(COMPRESS.replace("{out}", "{copied_run}") + " --resume", "{copied_run} exists and is not a run")
 
 
 def test_a_run_that_was_cut_off_is_refused_as_such(refuse: Refuse, copy: Copy) -> None:
