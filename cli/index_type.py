@@ -1,5 +1,6 @@
 """From options to the type of an index, and the table of what was tried."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -96,7 +97,10 @@ def read_unit(option: str, text: str, units: dict[str, float] | dict[str, int]) 
     known = {name.lower(): value for name, value in units.items()}
     if found is None or found[2].lower() not in known:
         raise InputError(f"{option} {text}: give a number with {', '.join(name for name in units if name)}")
-    return float(found[1]) * known[found[2].lower()]
+    value = float(found[1]) * known[found[2].lower()]
+    if not math.isfinite(value):
+        raise InputError(f"{option} {text}: too large")
+    return value
 
 
 def _print_trials(trials: "tuple[Trial, ...]") -> None:

@@ -30,9 +30,9 @@ class Batching(TypedDict):
 
 
 class Section(BaseModel):
-    """A section of a recipe: unknown keys are errors, values never change."""
+    """A section of a recipe: unknown keys are errors, numbers finite, values never change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSection(Section):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.cli.calls import assert_refused, fill, run_cli, run_process
-from tests.cli.lines import COMPRESS, EVALUATE, TRAIN, Places, Refuse
+from tests.cli.lines import BUILD, COMPRESS, EVALUATE, TRAIN, Places, Refuse
 
 SETTINGS = {
     "recipe unknown": (
@@ -117,3 +117,26 @@ def test_debug_shows_where_an_error_comes_from(places: Places) -> None:
     assert result.code != 0
     assert result.err.startswith("Traceback (most recent call last):")
     assert f"indistill.errors.DataError: query {places['none']}: no such file" in result.err
+
+
+NUMBERS = {
+    "learning rate": TRAIN + " --lr {number}",
+    "recipe": TRAIN + " --set optimiser.lr={number}",
+    "upload": "serve {index} --max-upload-mb {number}",
+    "rate": "serve {index} --rate {number}",
+    "length of a turn": "bench {run} --min-seconds {number}",
+    "recall": BUILD + " --recall {number}",
+    "threshold": "search {index} {query} --threshold {number}",
+    "memory": BUILD + f" --max-memory {'9' * 400}TB",
+    "latency": BUILD + f" --max-latency {'9' * 400}s",
+    "memory of a machine": f"plan --images 10 --model {{model}} --memory {'9' * 400}TB",
+}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("line", NUMBERS.values(), ids=NUMBERS)
+def test_a_number_that_is_not_finite_is_refused(places: Places, line: str, number: str) -> None:
+    result = run_cli(*fill(line.replace("{number}", number), places))
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    assert not places["out"].exists()

@@ -27,9 +27,7 @@ DAMAGED_RUNS: dict[str, Callable[[Path], object]] = {
     "config.yaml is no text": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe"),
     "config.yaml lacks the network": lambda run: rewrite(run / "config.yaml", "network:", "networks:"),
     "config.yaml has a word for a number": lambda run: rewrite(run / "config.yaml", "image_size: 32", "image_size: x"),
-    "config.yaml has a number for the schedule": lambda run: rewrite(
-        run / "config.yaml", "schedule:", "schedule: 3\nold:"
-    ),
+    "config.yaml has no phases": lambda run: rewrite(run / "config.yaml", "schedule:", "schedule: 3\nold:"),
     "config.yaml lacks the seed": lambda run: rewrite(run / "config.yaml", "seed: 0", "sed: 0"),
     "config.yaml grows": lambda run: rewrite(run / "config.yaml", "seed: 0", f"seed: 0\n{BOMB}"),
     "environment.json is missing": lambda run: (run / "environment.json").unlink(),
