@@ -46,7 +46,7 @@ def test_a_damaged_run_is_refused(refuse: Refuse, copy: Copy, spoil: Callable[[P
 
 def test_a_folder_whose_command_is_a_list_is_no_run(refuse: Refuse, copy: Copy) -> None:
     rewrite(copy("run") / "config.yaml", "command: compress", "command: [compress]")
-    refuse(COMPRESS.replace("{out}", "{copied_run}") + " --resume", "{copied_run} exists and is not a run")
+    refuse(COMPRESS.replace("{out}", "{copied_run}") + " --resume", "{copied_run} holds no run that could be resumed")
 
 
 def test_a_run_that_was_cut_off_is_refused_as_such(refuse: Refuse, copy: Copy) -> None:
