@@ -22,10 +22,11 @@ from indistill.hashing import hash_file
 from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray
-from indistill.progress import make_console, show_progress
+from indistill.progress import show_progress
 from indistill.reports.page import Picture, ReportSection, encode_thumbnail, write_training_report
 from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
 from indistill.run_folder import Run, read_closeness, read_metrics, read_run, write_text
+from indistill.talk import say
 
 IMAGES = 1000
 QUERIES_SHOWN, NEIGHBOURS_SHOWN = 8, 6
@@ -75,7 +76,7 @@ def report_trained_run(folder: Path, teacher: Network, images: ImageSet, device:
     try:
         figures = read_closeness(run) or report_run(Subject(run, teacher, device), images, None, IMAGES)
     except InputError as error:
-        make_console().print(f"warning: the report does not say how close the student is: {error}", markup=False)
+        say(f"warning: the report does not say how close the student is: {error}")
     else:
         print_closeness_briefly(folder, figures)
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -15,7 +16,8 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would
 import typer
 
 from indistill import __version__
-from indistill.errors import IndistillError
+from indistill.errors import IndistillError, escape_text
+from indistill.talk import say
 
 INTERRUPTED = 130
 COMMANDS = (
@@ -78,6 +80,7 @@ def main() -> None:
         from indistill.progress import silence_output
 
         silence_output()
+    _check_words(arguments)
     names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
     try:
         build_app(names)(arguments, prog_name="indistill")
@@ -95,8 +98,19 @@ def main() -> None:
     except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _fail(f"indistill: error: '{escape_text(str(error.filename))}' is too long for the name of a file", 2)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuses names of commands and options that would steer the terminal, where Typer shows them as they are."""
+    words = arguments[: 2 if arguments[:1] == ["index"] else 1]
+    words = [*words, *(argument.partition("=")[0] for argument in arguments if argument.startswith("-"))]
+    for word in words:
+        if not word.isprintable():
+            _fail(f"indistill: error: there is no command or option '{word}'", 2)
 
 
 def _tell_interruption(error: BaseException) -> None:
@@ -104,18 +118,18 @@ def _tell_interruption(error: BaseException) -> None:
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
-    typer.echo("; ".join(["interrupted", *getattr(found, "__notes__", ())]), err=True)
+    say("; ".join(["interrupted", *getattr(found, "__notes__", ())]))
 
 
 def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
     """Prints why the command fails and exits; of several processes that train together one prints."""
     if "torch" not in sys.modules:
-        typer.echo(line, err=True)
+        say(line)
     else:
         from indistill.parallel.processes import claim_failure, count_processes
 
         if claim_failure(doubtful=doubtful):
-            typer.echo(line, file=sys.__stderr__ if count_processes() > 1 else sys.stderr)
+            say(line, sys.__stderr__ if count_processes() > 1 else sys.stderr)
     sys.exit(code)
 
 

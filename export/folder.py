@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from indistill.bounded import read_bounded
+from indistill.documents import read_json
 from indistill.errors import ExistsError, InputError, ModelError, escape_text
 from indistill.export.artefact import Artefact, Precision
 from indistill.export.card import PackedFile, format_card, read_metadata
@@ -231,8 +232,8 @@ def _open_packed(path: Path, name: str) -> PackedFile:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
+        value = read_json(_read_text(path))
+    except ValueError as error:
         raise ModelError(f"{path} is no JSON: pack the folder again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} is no JSON object: pack the folder again")

@@ -22,10 +22,13 @@ from typing import Any, Literal
 
 import yaml
 
+from indistill import run_documents
+from indistill.documents import read_json, read_yaml
 from indistill.errors import ExistsError, InputError, ModelError
 from indistill.formats import CLOSENESS, RUN, require_format
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
+from indistill.run_documents import CONFIG, ENVIRONMENT, RECORD, check_document
 
 Command = Literal["train", "compress"]
 WEIGHTS_NAMES: dict[Command, str] = {"train": "model.safetensors", "compress": "student.safetensors"}
@@ -124,10 +127,10 @@ def check_no_file_above(folder: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Returns whether a folder is that of a run, complete or not."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("command") in WEIGHTS_NAMES and "network" in config
+    return isinstance(config, dict) and config.get("command") in tuple(WEIGHTS_NAMES) and "network" in config
 
 
 def require_run_format(folder: Path, config: Mapping[str, Any]) -> None:
@@ -142,14 +145,15 @@ def read_run(folder: Path) -> Run:
         ModelError: the folder is no run, is of another format, or its training did not end.
     """
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        require_run_format(folder, config)
+        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         weights = folder / WEIGHTS_NAMES[config["command"]]
+        require_run_format(folder, config)
         run = Run(folder, config, weights)
-        _ = (run.network["spec"], run.preprocessing)
+        check_document(CONFIG, config)
+        _ = run.preprocessing
     except ModelError:  # of another format
         raise
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, InputError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from error
     if not weights.is_file():
@@ -164,9 +168,9 @@ def read_environment(run: Run) -> dict[str, Any]:
         ModelError: it is missing or damaged.
     """
     try:
-        environment: dict[str, Any] = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-        _ = environment["data_fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        environment: dict[str, Any] = read_json((run.folder / "environment.json").read_text(encoding="utf-8"))
+        check_document(ENVIRONMENT, environment)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{run.folder}/environment.json is damaged ({reason})") from error
     return environment
@@ -175,10 +179,11 @@ def read_environment(run: Run) -> dict[str, Any]:
 def read_closeness(run: Run) -> dict[str, Any] | None:
     """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
     try:
-        figures: dict[str, Any] = json.loads((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        figures: dict[str, Any] = read_json((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        check_document(run_documents.CLOSENESS, figures)
         current = figures["schema_version"] == CLOSENESS.version
         measured = current and figures["weights_sha256"] == hash_file(run.weights)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, KeyError):
         return None
     return figures if measured else None
 
@@ -190,9 +195,12 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
         ModelError: it is missing or damaged.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for record in records:
+            check_document(RECORD, record)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())})") from error
+    return records
 
 
 def write_text(path: Path, text: str) -> None:

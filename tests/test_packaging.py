@@ -32,6 +32,7 @@ LAYERS = (  # of indistill/, the folders from the lowest up; none imports one th
 TORCH_FREE = {
     "indistill.arrays",
     "indistill.bounded",
+    "indistill.documents",
     "indistill.durable",
     "indistill.errors",
     "indistill.formats",
@@ -39,6 +40,7 @@ TORCH_FREE = {
     "indistill.images",
     "indistill.preprocess",
     "indistill.progress",
+    "indistill.talk",
     "indistill.data.sets",
     "indistill.data.specs",
     "indistill.data.shards",

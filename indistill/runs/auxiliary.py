@@ -14,7 +14,6 @@ from indistill.distillation.pairing import Pairing
 from indistill.models.loading import Network
 from indistill.models.weights import load_weights
 from indistill.parallel.processes import copy_from_first, is_first, on_first
-from indistill.progress import make_console
 from indistill.run_folder import AUXILIARY_FOLDER, WEIGHTS_NAMES, is_run
 from indistill.runs.compress import (
     align_channels,
@@ -32,6 +31,7 @@ from indistill.runs.plan import print_pairing
 from indistill.runs.resume import open_run
 from indistill.runs.running import make_example
 from indistill.runs.settings import RunSettings, describe_start
+from indistill.talk import say
 from indistill.training.checkpoint import get_random_states, set_random_states
 from indistill.training.validation import describe_held_out
 
@@ -118,7 +118,7 @@ def run_chain(
     if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
         return settings.out
     random = get_random_states(settings.device)
-    make_console().print(f"the auxiliary, from the teacher, in {folder}", markup=False)
+    say(f"the auxiliary, from the teacher, in {folder}")
     run_compress(
         Pairing(teacher, auxiliary, ()),
         pixels,
@@ -128,7 +128,7 @@ def run_chain(
     if is_first():
         load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
     copy_from_first(auxiliary.module)
-    make_console().print("the student, from the auxiliary", markup=False)
+    say("the student, from the auxiliary")
     pairing = align_channels(pairing, pixels, recipe, settings)
     print_pairing(pairing)
     distillation = replace(distillation, pairs=pairing.stages)
