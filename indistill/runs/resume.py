@@ -9,14 +9,7 @@ import yaml
 
 from indistill.errors import InputError
 from indistill.progress import make_console
-from indistill.run_folder import (
-    WEIGHTS_NAMES,
-    check_no_file_above,
-    check_run_output,
-    create_run,
-    is_run,
-    remove_checkpoints,
-)
+from indistill.run_folder import WEIGHTS_NAMES, check_no_file_above, check_run_output, create_run, is_run, remove_checkpoints
 from indistill.runs.settings import RunSettings
 
 DIFFERENCES_SHOWN = 3
