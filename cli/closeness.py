@@ -17,6 +17,7 @@ from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, sample_images
 from indistill.data.specs import locate_data
 from indistill.errors import InputError
+from indistill.formats import CLOSENESS
 from indistill.hashing import hash_file
 from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
@@ -24,9 +25,8 @@ from indistill.preprocess import PixelArray
 from indistill.progress import make_console, show_progress
 from indistill.reports.page import Picture, ReportSection, encode_thumbnail, write_training_report
 from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
-from indistill.run_folder import Run, read_metrics, read_run, write_text
+from indistill.run_folder import Run, read_closeness, read_metrics, read_run, write_text
 
-SCHEMA_VERSION = 1
 IMAGES = 1000
 QUERIES_SHOWN, NEIGHBOURS_SHOWN = 8, 6
 EVALUATED = ("teacher", "student", "untrained")  # by `evaluate`'s metrics
@@ -112,7 +112,7 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
     embedded = {name: prepare_vectors(values, COLUMNS[name]) for name, values in (vectors | {"moved": moved}).items()}
     neighbours = embedded["teacher"].neighbours.shape[1]
     figures: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": CLOSENESS.version,
         "version": __version__,
         "data": pixels.name,
         "own_data": locate_data(pixels.name) == run.config["data"],
@@ -133,16 +133,6 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
     sections = [*describe_figures(figures), show_queries(worst, pixels, embedded)]
     write_training_report(run.folder / "report.html", run.config, records, sections)
     return figures
-
-
-def read_closeness(run: Run) -> dict[str, Any] | None:
-    """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
-    try:
-        figures: dict[str, Any] = json.loads((run.folder / "closeness.json").read_text(encoding="utf-8"))
-        measured = figures["schema_version"] == SCHEMA_VERSION and figures["weights_sha256"] == hash_file(run.weights)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    return figures if measured else None
 
 
 def find_shortfall(figures: dict[str, Any]) -> str | None:

@@ -18,12 +18,13 @@ from indistill.data.specs import open_images
 from indistill.errors import DataError, InputError
 from indistill.export.bench import Protocol, count_turns, run_bench
 from indistill.export.bench_process import Engine
+from indistill.formats import KEPT_EVALUATION
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
 from indistill.reports.comparison import Group
 from indistill.retrieval.evaluation.evaluate import METRICS, LabelledVectors, evaluate_retrieval
-from indistill.run_folder import Run, read_metrics, write_text
+from indistill.run_folder import Run, read_closeness, read_metrics, write_text
 
 TIMED_IMAGES = 8
 ROUNDS = 5
@@ -79,7 +80,7 @@ def measure_runs(runs: Sequence[Run], evaluated: Evaluated | None) -> dict[Path,
     """Returns the figures of each run, by its folder: metrics as `cosine.map`, closeness, and what the run holds."""
     cache = PixelCache()
     figures: dict[Path, dict[str, float]] = {}
-    for run, closeness in zip(runs, read_closeness(runs), strict=True):
+    for run, closeness in zip(runs, compare_closeness(runs), strict=True):
         metrics = evaluate_run(run, evaluated, cache) if evaluated is not None else {}
         named = {f"{metric}.{name}": value for metric, values in metrics.items() for name, value in values.items()}
         figures[run.folder] = named | closeness | describe_run_figures(run)
@@ -119,6 +120,7 @@ def evaluate_run(run: Run, evaluated: Evaluated, cache: PixelCache) -> dict[str,
     They are kept for these weights, this embedding and preprocessing, these images and this version.
     """
     about = {
+        "format": KEPT_EVALUATION.version,
         "version": __version__,
         "weights_sha256": hash_file(run.weights),
         "network": run.network,
@@ -143,23 +145,19 @@ def describe_run_figures(run: Run) -> dict[str, float]:
     return figures | ({"last_loss": float(records[-1]["loss"])} if records else {})
 
 
-def read_closeness(runs: Sequence[Run]) -> list[dict[str, float]]:
+def compare_closeness(runs: Sequence[Run]) -> list[dict[str, float]]:
     """Returns the figures of each run's closeness.json, empty where it has none that fits its weights; all are empty,
     with a warning, where they were measured on different images.
     """
-    found = [_read_json(run.folder / "closeness.json") for run in runs]
-    fitting = [
-        figures if figures.get("weights_sha256") == hash_file(run.weights) else {}
-        for run, figures in zip(runs, found, strict=True)
-    ]
-    if len({figures["fingerprint"] for figures in fitting if figures}) > 1:
+    found = [read_closeness(run) for run in runs]
+    if len({figures["fingerprint"] for figures in found if figures}) > 1:
         make_console().print(
             "warning: closeness was measured on different images, so it is left out: run 'indistill report RUN --data "
             "IMAGES' with the same ones for each",
             markup=False,
         )
         return [{} for _ in runs]
-    return [dict(figures["student"]) if figures else {} for figures in fitting]
+    return [dict(figures["student"]) if figures else {} for figures in found]
 
 
 def time_groups(groups: Sequence[Group], data: str | None, root: Path | None, threads: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 from indistill.cli.evaluation import Conduct, Measurement, are_paired
 from indistill.cli.output import print_json, print_table
 from indistill.cli.stdout import emit
+from indistill.formats import EVALUATION_REPORT
 from indistill.retrieval.evaluation.intervals import LEVEL, RESAMPLES, SEED, Estimate, estimate_means
 from indistill.retrieval.evaluation.metrics import JUNK, Figures, QueryFigures
 
@@ -230,7 +231,8 @@ def describe_measurements(measurements: Sequence[Measurement], conduct: Conduct,
     """Returns all figures, fractions of 1, as JSON holds them."""
     first = measurements[0]
     counted = conduct.truth is None and conduct.protocol.empty == "zero"
-    described = _describe_one(first) | {
+    described = {"schema_version": EVALUATION_REPORT.version} | _describe_one(first)
+    described |= {
         "queries": len(first.exact["cosine"].queries),
         "skipped": 0 if counted else len(first.task.queries) - len(first.exact["cosine"].queries),
         "empty": len(first.empty),

@@ -14,7 +14,7 @@ from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress, show_status
-from indistill.run_folder import Run, read_environment, read_run
+from indistill.run_folder import Run, read_closeness, read_environment, read_run
 from indistill.runs.config import Recipe, load_recipe, parse_overrides, validate_recipe
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def warn_of_shortfall(model: str) -> None:
     """Prints a warning if a model is a run whose student was found to be no closer to its teacher than an untrained
     one.
     """
-    from indistill.cli.closeness import find_shortfall, read_closeness
+    from indistill.cli.closeness import find_shortfall
 
     folder = Path(model.partition("?")[0])
     figures = read_closeness(read_run(folder)) if (folder / "closeness.json").is_file() else None

@@ -36,6 +36,7 @@ COMMANDS = (
     "serve",
     "plan",
     "demo",
+    "doctor",
 )
 
 

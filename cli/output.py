@@ -37,6 +37,9 @@ def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, 
         return
     described = facts["artefact"] or {"written by": "another program: it does not say how images are prepared for it"}
     shown = {f"indistill.{name}" for name in described}
+    if artefact is not None:
+        described = {"metadata": f"format {artefact.format}"} | described
+        described.pop("format")
     lines = {
         "file": str(file),
         "size": f"{model.size_bytes / 1e6:.2f} MB",

@@ -6,6 +6,7 @@ Every value is text; structures are JSON. Anyone with ONNX Runtime alone reads i
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indistill.errors import InputError, ModelError, escape_text
+from indistill.formats import ARTEFACT, require_format
 from indistill.preprocess import PixelArray, Preprocessing
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -43,6 +45,7 @@ class Artefact:
         data_fingerprint: of the images of training; empty where they are not known.
         verification: figures of the parity gate.
         version: of indistill.
+        format: of the metadata and the graph's interface.
     """
 
     name: str
@@ -56,10 +59,12 @@ class Artefact:
     data_fingerprint: str
     verification: Mapping[str, float | str]
     version: str
+    format: int = ARTEFACT.version
 
     def to_metadata(self) -> dict[str, str]:
         """Returns the names and texts for `metadata_props`."""
         values = {
+            "format": str(self.format),
             "version": self.version,
             "name": self.name,
             "embedding_dim": str(self.embedding_dim),
@@ -103,8 +108,9 @@ def read_artefact(metadata: Mapping[str, str], file: str) -> Artefact:
         file: its name, for the message.
 
     Raises:
-        ModelError: the file was not written by `indistill export`, or its metadata is damaged.
+        ModelError: the file was not written by `indistill export`, is of another format, or its metadata is damaged.
     """
+    require_format(ARTEFACT, _find_format(metadata), file, ModelError)
     try:
         dimension, verification = int(metadata[PREFIX + "embedding_dim"]), _read_json(metadata, "verification")
         if not 1 <= dimension <= MAX_DIMENSION:
@@ -127,6 +133,14 @@ def read_artefact(metadata: Mapping[str, str], file: str) -> Artefact:
             f"{file} does not describe its preprocessing ({escape_text(str(error))}): it was not written by "
             "'indistill export RUN --onnx', or is damaged"
         ) from error
+
+
+def _find_format(metadata: Mapping[str, str]) -> object:
+    """Returns the format that a file states; those before stated none, and the first ones no quantisation."""
+    text = metadata.get(PREFIX + "format")
+    if text is None:
+        return 1 if PREFIX + "normalised" in metadata and PREFIX + "quantisation" not in metadata else ARTEFACT.version
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
 
 
 def _choose_input(described: dict[str, Any]) -> InputKind:

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from indistill.errors import InputError
 from indistill.export.bench_engines import EngineKind
-
-SCHEMA_VERSION = 2
+from indistill.formats import BENCH_REPORT, require_format
 
 Role = Literal["teacher", "student"]
 Include = Literal["network", "resize", "decode"]
@@ -171,12 +170,9 @@ def read_report(path: Path) -> BenchReport:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no JSON"
         raise InputError(f"{path} cannot be read: {reason}; write one by 'indistill bench ... --json'") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path} has schema_version {version}, and this indistill reads {SCHEMA_VERSION}: write it again by "
-            "'indistill bench ... --json'"
-        )
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not what 'indistill bench --json' prints: no object")
+    require_format(BENCH_REPORT, data.get("schema_version"), f"the report {path}")
     try:
         return BenchReport.model_validate(data)
     except ValidationError as error:

@@ -31,6 +31,7 @@ from indistill.export.artefact import Artefact, Precision
 from indistill.export.card import PackedFile, format_card, read_metadata
 from indistill.export.opening import open_file
 from indistill.export.processor import PROCESSOR_FILE, describe_processor, format_processor
+from indistill.formats import MODEL_FOLDER, require_format
 
 MODEL_NAMES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"
@@ -100,6 +101,7 @@ def format_config(artefact: Artefact) -> str:
     """Returns the content of `config.json`; the model is none of the `transformers` package and says so by its type."""
     config = {
         "model_type": MODEL_TYPE,
+        "format": MODEL_FOLDER.version,
         "hidden_size": artefact.embedding_dim,
         "image_size": artefact.preprocessing.image_size,
     }
@@ -112,6 +114,10 @@ def read_folder(path: Path) -> ModelFolder:
     Raises:
         ModelError: a file is missing, damaged or not safe, or says something else than the others.
     """
+    if (path / CONFIG_FILE).is_file():
+        config = _read_object(path / CONFIG_FILE)
+        if config.get("model_type") == MODEL_TYPE:
+            require_format(MODEL_FOLDER, config.get("format", 1), f"the model folder {path}", ModelError)
     missing = [name for name in (MODEL_NAMES["fp32"], *TEXT_FILES) if not (path / name).is_file()]
     if missing:
         raise ModelError(f"{path} is no model folder, as 'indistill pack' writes it: there is no {', '.join(missing)}")

@@ -124,6 +124,15 @@ def read_pixels(source: ImageSource, preprocessing: Preprocessing, max_pixels: i
     return preprocessing.resize(decode_image(source, max_pixels, smallest=smallest))
 
 
+def count_pixels(content: bytes) -> int:
+    """Returns the width times the height of an encoded image, from its head alone; 0 where that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.width * image.height
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, *_DAMAGE):
+        return 0
+
+
 def measure_file(path: Path) -> os.stat_result:
     """Returns what is known of a file, once it is clear that it can be read whole.
 

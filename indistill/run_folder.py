@@ -15,7 +15,7 @@ auxiliary/          the run of an auxiliary teacher, where there is one
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,8 @@ from typing import Any, Literal
 import yaml
 
 from indistill.errors import ExistsError, InputError, ModelError
+from indistill.formats import CLOSENESS, RUN, require_format
+from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
 
 Command = Literal["train", "compress"]
@@ -128,18 +130,26 @@ def is_run(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("command") in WEIGHTS_NAMES and "network" in config
 
 
+def require_run_format(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises ModelError unless a run of this config.yaml can be read; the first ones did not state their format."""
+    require_format(RUN, config.get("format", 1), f"the run {folder}", ModelError)
+
+
 def read_run(folder: Path) -> Run:
     """Returns a complete run.
 
     Raises:
-        ModelError: the folder is no run, or its training did not end.
+        ModelError: the folder is no run, is of another format, or its training did not end.
     """
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        require_run_format(folder, config)
         weights = folder / WEIGHTS_NAMES[config["command"]]
         run = Run(folder, config, weights)
         _ = (run.network["spec"], run.preprocessing)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, InputError) as error:
+    except ModelError:  # of another format
+        raise
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from error
     if not weights.is_file():
@@ -160,6 +170,17 @@ def read_environment(run: Run) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ModelError(f"{run.folder}/environment.json is damaged ({reason})") from error
     return environment
+
+
+def read_closeness(run: Run) -> dict[str, Any] | None:
+    """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
+    try:
+        figures: dict[str, Any] = json.loads((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        current = figures["schema_version"] == CLOSENESS.version
+        measured = current and figures["weights_sha256"] == hash_file(run.weights)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return figures if measured else None
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int | str]]:

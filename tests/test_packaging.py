@@ -34,6 +34,7 @@ TORCH_FREE = {
     "indistill.bounded",
     "indistill.durable",
     "indistill.errors",
+    "indistill.formats",
     "indistill.hashing",
     "indistill.images",
     "indistill.preprocess",

@@ -37,7 +37,8 @@ class Table(Protocol):
 
     def __getitem__(self, position: int, /) -> Mapping[str, Mapping[str, object]]: ...
 
-    def select(self, indices: range) -> "Table": ...
+    def select(self, indices: range) -> "Table":
+        """Returns the rows at some positions."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class SavedSet:
 
     @property
     def root(self) -> str:
+        """The folder, resolved."""
         return str(self.folder.resolve())
 
     def read(self, position: int) -> Image.Image:

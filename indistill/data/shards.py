@@ -56,6 +56,7 @@ class ShardSet:
 
     @property
     def root(self) -> str:
+        """The folder of the shards."""
         return str(self.folder)
 
     def read(self, position: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """The teacher's outputs of all training images, computed once and read from a file, where the images never vary.
 
-`checkpoint/teacher-9f86d081884c7d65.npy` has a row for each image; the second part is a hash of what the rows depend
-on: the teacher's weights and node, the images, their normalisation.
+`checkpoint/teacher-1-9f86d081884c7d65.npy` has a row for each image; 1 is its format, and a hash follows of what the
+rows depend on: the teacher's weights and node, the images, their normalisation.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from indistill.data.batches import Batches
 from indistill.distillation.terms import Term
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
+from indistill.formats import TEACHER_CACHE
 from indistill.progress import show_progress
 from indistill.stages.graph import freeze
 from indistill.stages.taps import Taps
@@ -66,7 +67,7 @@ def store_teacher(
     digest = hashlib.sha256(f"{data_fingerprint} {term.reads} {term.teacher}".encode())
     for tensor in (batches.positions, batches.scale, batches.shift, *list_tensors(teacher).values()):
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-    path = folder / f"teacher-{digest.hexdigest()[:DIGITS]}.npy"
+    path = folder / f"teacher-{TEACHER_CACHE.version}-{digest.hexdigest()[:DIGITS]}.npy"
     rows = read_rows(path, count)
     if rows is not None:
         return StoredTeacher(rows, batches)

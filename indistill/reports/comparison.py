@@ -15,7 +15,7 @@ from indistill.run_folder import Run
 CONFIDENCE = 0.95
 SHORT_HASH = 8
 # What does not make a configuration another one; the alignment is measured, and random channels depend on the seed.
-UNCOMPARED = ("seed", "device", "alignment")
+UNCOMPARED = ("format", "seed", "device", "alignment")
 SHAPES = (".narrowing.tensors", ".narrowing.sizes")  # uncompared too: many, and told apart by width and parameters
 # What follows from other keys as a rule, and is named only where those tell no difference.
 CONSEQUENCES = (
@@ -96,7 +96,7 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, str]:
     """
     values = dict(_flatten("", {name: value for name, value in config.items() if name not in UNCOMPARED}))
     values["epochs"] = str(sum(phase["epochs"] for phase in config["schedule"]))
-    if values["start"] == values["network.spec"]:  # random weights
+    if values.get("start") == values["network.spec"]:  # random weights; the first runs do not say where they started
         values.pop("start")
     if "teacher.weights_sha256" in values:
         values.pop("teacher.source")

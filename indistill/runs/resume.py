@@ -9,12 +9,20 @@ import yaml
 
 from indistill.errors import InputError
 from indistill.progress import make_console
-from indistill.run_folder import WEIGHTS_NAMES, check_no_file_above, check_run_output, create_run, is_run, remove_checkpoints
+from indistill.run_folder import (
+    WEIGHTS_NAMES,
+    check_no_file_above,
+    check_run_output,
+    create_run,
+    is_run,
+    remove_checkpoints,
+    require_run_format,
+)
 from indistill.runs.settings import RunSettings
 
 DIFFERENCES_SHOWN = 3
 # Of the config: what is a warning only, and what follows from the other values.
-UNCOMPARED = ("version", "schedule", "alignment", "processes")
+UNCOMPARED = ("format", "version", "schedule", "alignment", "processes")
 
 
 def check_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
@@ -114,6 +122,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} cannot be resumed ({reason}): start anew with --overwrite") from error
+    require_run_format(folder, config)
     return config, environment
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from indistill import __version__
-from indistill.runs.config import Recipe
 from indistill.curriculum.phases import Phase
-from indistill.errors import InputError
-from indistill.training.loggers import LoggerName
+from indistill.formats import RUN
 from indistill.models.loading import Network
-from indistill.training.precision import PrecisionName
 from indistill.parallel.processes import count_processes
 from indistill.run_folder import Command
+from indistill.runs.config import Recipe
+from indistill.training.loggers import LoggerName
+from indistill.training.precision import PrecisionName
 from indistill.training.validation import Retrieval
 
 
@@ -57,6 +57,7 @@ def describe_run(
     """Returns the contents of config.yaml that both commands write."""
     return {
         "command": command,
+        "format": RUN.version,
         "version": __version__,
         "network": network.describe(),
         "start": describe_start(network),

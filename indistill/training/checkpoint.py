@@ -16,10 +16,10 @@ from torch import Tensor
 from indistill.archives import load_archive
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
+from indistill.formats import CHECKPOINT, require_format
 from indistill.hashing import hash_file
 from indistill.progress import make_console
 
-FORMAT = 2
 KEPT = 2
 DIGITS = 16  # of the SHA-256 in a name
 EPOCHS_EVERY_S = 1.0  # epochs shorter than this do not each have a checkpoint
@@ -97,7 +97,7 @@ class Checkpoints:
             self._folder.mkdir(exist_ok=True)
             with write_aside(unnamed) as stream:
                 contents = {field.name: getattr(snapshot, field.name) for field in fields(snapshot)}
-                torch.save({"format": FORMAT, **contents}, stream)
+                torch.save({"format": CHECKPOINT.version, **contents}, stream)
             digest = hash_file(name_aside(unnamed))[:DIGITS]
             move_into_place(name_aside(unnamed), self._folder / f"{unnamed.name}-{digest}.pt")
             for path in self._list()[:-KEPT]:
@@ -130,8 +130,8 @@ class Checkpoints:
 def _read_snapshot(path: Path) -> Snapshot:
     try:
         contents = load_archive(path)
-        if isinstance(contents, dict) and contents.get("format", FORMAT) != FORMAT:
-            raise InputError(f"{path} was written by another version of indistill; start anew with --overwrite")
+        if isinstance(contents, dict) and "format" in contents:
+            require_format(CHECKPOINT, contents["format"], f"the checkpoint {path}")
         types = {name: get_origin(kind) or kind for name, kind in get_type_hints(Snapshot).items()}
         if not isinstance(contents, dict) or contents.keys() != {"format", *types}:
             raise ValueError("it has other parts than a checkpoint")

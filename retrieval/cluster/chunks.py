@@ -25,13 +25,13 @@ from indistill.data.urls import UrlSet
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings
+from indistill.formats import CHUNKS, require_format
 from indistill.images import SkippedImage
 from indistill.retrieval.embed import EmbeddedImages, ImageFile
 from indistill.retrieval.store.build import list_labels
 from indistill.retrieval.store.catalogue import is_text
 from indistill.retrieval.store.generations import NO_SOURCE, refuse_links
 
-FORMAT = 1
 TEXTS, NUMBERS = ("path", "sha256", "label", "skipped"), ("position", "size_bytes", "modified_ns")
 FILE = re.compile(r"\d{6,}\.(json|parquet)(\.partial)?")
 
@@ -71,7 +71,7 @@ class ChunkManifest:
     node: str
     sha256: str
     source: str
-    format: int = FORMAT
+    format: int = CHUNKS.version
 
 
 def plan_chunks(gallery: ImageSet, size: int, source: str = "") -> list[Chunk]:
@@ -175,7 +175,7 @@ def count_embedded(folder: Path, chunks: Sequence[Chunk], model_sha256: str) -> 
 
 
 def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
-    """Raises IndexFolderError where a folder has chunks of another model or gallery, or links in their place.
+    """Raises IndexFolderError for chunks of another model, gallery or format in a folder, or links in their place.
 
     Args:
         folder: of the chunks.
@@ -186,6 +186,7 @@ def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
     refuse_links(folder, found)
     for path in found:
         manifest = _read_manifest(path) if path.suffix == ".json" else {}
+        require_format(CHUNKS, manifest.get("format", CHUNKS.version), f"the embeddings {folder}", IndexFolderError)
         for name, value in (("model_sha256", model_sha256), ("source", chunk.source)):
             other = manifest.get(name, value)
             if other != value:
@@ -203,7 +204,7 @@ def _read_manifest(path: Path) -> dict[str, object]:
 
 
 def _is_of(manifest: Mapping[str, object], chunk: Chunk, model_sha256: str) -> bool:
-    wanted = {"format": FORMAT, "model_sha256": model_sha256, "fingerprint": chunk.fingerprint}
+    wanted = {"format": CHUNKS.version, "model_sha256": model_sha256, "fingerprint": chunk.fingerprint}
     return all(manifest.get(name) == value for name, value in wanted.items())
 
 

@@ -21,11 +21,11 @@ from typing import Any, Protocol, TypeVar
 from indistill.bounded import read_bounded
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError
+from indistill.formats import BUILD_AGAIN, SHARDS_FOLDER, require_format
 from indistill.retrieval.cluster.runtime import fetch, list_places, require_ray, start_ray
 from indistill.retrieval.index import Index
-from indistill.retrieval.store.generations import AGAIN, SHARDS
+from indistill.retrieval.store.generations import SHARDS
 
-FORMAT = 1
 GENERATION = re.compile(r"shards-\d{8}")
 NAME = re.compile(r"shards-\d{8}/\d{4,}")
 Answer = TypeVar("Answer")
@@ -35,7 +35,7 @@ def list_shards(folder: Path) -> list[Path] | None:
     """Returns the index folders of a folder of shards, by rising ids; None where it is none.
 
     Raises:
-        IndexFolderError: it is damaged.
+        IndexFolderError: it is damaged, or of another format.
     """
     try:
         text = read_bounded(folder / SHARDS)
@@ -43,13 +43,14 @@ def list_shards(folder: Path) -> list[Path] | None:
         return None
     try:
         content = json.loads(text)
+        require_format(SHARDS_FOLDER, content["format"], f"the folder of shards {folder}", IndexFolderError)
         names = content["shards"]
         named = isinstance(names, list) and names and all(NAME.fullmatch(name) for name in names)
-        if content["format"] == FORMAT and named and len(set(names)) == len(names):
+        if named and len(set(names)) == len(names):
             return [folder / name for name in names]
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise IndexFolderError(f"the folder of shards {folder} is damaged: its {SHARDS} cannot be read; {AGAIN}")
+    raise IndexFolderError(f"the folder of shards {folder} is damaged: its {SHARDS} cannot be read; {BUILD_AGAIN}")
 
 
 def list_generations(folder: Path) -> dict[str, int]:
@@ -61,7 +62,7 @@ def list_generations(folder: Path) -> dict[str, int]:
 def write_shards(folder: Path, names: Sequence[str]) -> None:
     """Puts shards in force, by their names relative to their folder."""
     with write_aside(folder / SHARDS) as stream:
-        stream.write((json.dumps({"format": FORMAT, "shards": list(names)}, indent=2) + "\n").encode())
+        stream.write((json.dumps({"format": SHARDS_FOLDER.version, "shards": list(names)}, indent=2) + "\n").encode())
     move_into_place(name_aside(folder / SHARDS), folder / SHARDS)
 
 
@@ -71,7 +72,8 @@ class Shards(Protocol):
     def ask(self, question: Callable[[Index], Answer]) -> list[Answer]:
         """Returns the answer of each shard, in their order."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes all of them; nothing can be asked then."""
 
 
 class LocalShards:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings
+from indistill.formats import COLLECTION, require_format
 from indistill.retrieval.milvus.client import TOKEN_VARIABLE, Connection, Row
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.store.catalogue import CatalogueItem
@@ -17,7 +18,6 @@ from indistill.retrieval.store.catalogue import CatalogueItem
 Kind = Literal["FLAT", "HNSW", "IVF_FLAT"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PROPERTY = "indistill"
-FORMAT = 1
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ITEM_FIELDS = ["id", "path", "label", "labelled", "sha256", "size_bytes", "modified_ns"]
 LONGEST_TEXT = 65_535  # bytes, of Milvus
@@ -53,7 +53,7 @@ class CollectionState:
     version: str
     source: str = ""
     parameters: dict[str, int] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = COLLECTION.version
 
 
 def connect(location: MilvusLocation) -> Connection:
@@ -110,26 +110,20 @@ def read_collection_state(connection: Connection) -> CollectionState | None:
     """Returns what is known of a collection; None where it does not hold an index.
 
     Raises:
-        IndexFolderError: there is no such collection, it cannot be reached, is damaged, or of a later format.
+        IndexFolderError: there is no such collection, it cannot be reached, is damaged, or of another format.
     """
     text = _read_property(connection)
     if text is None:
         return None
     try:
         content = json.loads(text)
-        found = content["format"]
-        if not _is_number(found):
-            raise ValueError(found)
-        if found == FORMAT:
-            return _check_state(CollectionState(**content))
+        require_format(COLLECTION, content["format"], f"the collection {connection.location}", IndexFolderError)
+        return _check_state(CollectionState(**content))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise IndexFolderError(
             f"the collection {connection.location} is damaged: its property '{PROPERTY}' cannot be read; push the "
             "index again with --overwrite"
         ) from error
-    raise IndexFolderError(
-        f"the collection {connection.location} has format {found}, of a later indistill: install that one"
-    )
 
 
 def _read_property(connection: Connection) -> str | None:
@@ -158,6 +152,7 @@ def _is_number(value: object) -> bool:
 
 
 def write_collection_state(connection: Connection, state: CollectionState) -> None:
+    """Puts what the collection says of itself in the place of what it said before."""
     connection.call("alter_collection_properties", properties={PROPERTY: _write_state(state)})
 
 

@@ -34,6 +34,7 @@ from indistill.bounded import read_bounded, require_regular
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
 from indistill.export.artefact import MAX_DIMENSION
+from indistill.formats import BUILD_AGAIN, INDEX, require_format
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.retrieval.store.catalogue import is_text
@@ -49,9 +50,7 @@ MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
     "model.onnx",
     "skipped.jsonl",
 )
-FORMAT = 2
 NO_SOURCE = "-"
-AGAIN = "build it again by 'indistill index build --overwrite'"
 ATTEMPTS = 5
 Found = TypeVar("Found")
 Evidence = Literal["content", "note", "size"]
@@ -98,7 +97,7 @@ class Manifest:
     source: str = ""
     files: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = INDEX.version
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -152,19 +151,17 @@ def _read_manifest(folder: Path, number: int | None) -> Manifest:
         raise explain_absence(folder)
     try:
         content = json.loads(read_bounded(name_generation(folder, number) / MANIFEST).decode("utf-8"))
-        found = content.get("format", 1)
-        if found == FORMAT:
-            content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
-            manifest = Manifest(**content)
-            _check_names(manifest, number)
-            return manifest
+        require_format(INDEX, content.get("format", 1), f"the index {folder}", IndexFolderError)
+        content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
+        manifest = Manifest(**content)
+        _check_names(manifest, number)
+        return manifest
     except PermissionError as error:
         raise IndexFolderError(f"the index {folder} cannot be read: {describe_os_error(error)}") from error
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise IndexFolderError(f"the index {folder} is damaged: its {MANIFEST} cannot be read; {AGAIN}") from error
-    if isinstance(found, int) and found > FORMAT:
-        raise IndexFolderError(f"the index {folder} has format {found}, of a later indistill: install that one")
-    raise IndexFolderError(f"the index {folder} has format {found!r}, of an earlier indistill; {AGAIN}")
+        raise IndexFolderError(
+            f"the index {folder} is damaged: its {MANIFEST} cannot be read; {BUILD_AGAIN}"
+        ) from error
 
 
 def _check_names(manifest: Manifest, number: int) -> None:
@@ -218,7 +215,7 @@ def read_current(folder: Path) -> int | None:
     except OSError as error:
         raise IndexFolderError(f"the index {folder} cannot be read: {describe_os_error(error)}") from error
     if not re.fullmatch(rb"\d{8}", name):
-        raise IndexFolderError(f"the index {folder} is damaged: its {CURRENT} cannot be read; {AGAIN}")
+        raise IndexFolderError(f"the index {folder} is damaged: its {CURRENT} cannot be read; {BUILD_AGAIN}")
     return int(name)
 
 
@@ -311,7 +308,7 @@ def draft_generation(folder: Path) -> Iterator[Path]:
         reason = describe_os_error(error) if isinstance(error, OSError) else error
         raise InputError(f"the index {folder} cannot be written: {reason}") from error
     except sqlite3.DatabaseError as error:
-        raise IndexFolderError(f"the index {folder} is damaged: its {CATALOGUE}: {error}; {AGAIN}") from error
+        raise IndexFolderError(f"the index {folder} is damaged: its {CATALOGUE}: {error}; {BUILD_AGAIN}") from error
 
 
 def commit_generation(draft: Path, manifest: Manifest, known: Mapping[str, str] = MappingProxyType({})) -> Manifest:
@@ -395,7 +392,7 @@ def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], by: Ev
 def explain_count(folder: Path, manifest: Manifest, found: int) -> str:
     """Returns the error of a catalogue that has another number of images than the manifest says."""
     differ = f"its {CATALOGUE} has {found} images, its {MANIFEST} says {manifest.items}"
-    return f"the index {folder} is damaged: {differ}; {AGAIN}"
+    return f"the index {folder} is damaged: {differ}; {BUILD_AGAIN}"
 
 
 def write_skipped(path: Path, skipped: Sequence[SkippedImage]) -> None:

@@ -108,4 +108,4 @@ def test_a_report_of_another_layout_is_refused_before_anything_is_timed(places: 
     result = run_cli("bench", places["run"], *QUICK, "--compare", old)
     assert result.code == 2
     assert result.err.count("\n") == 1
-    assert "has schema_version 1, and this indistill reads 2" in result.err
+    assert "has format 1, of an earlier indistill" in result.err

@@ -48,7 +48,7 @@ def hash_bytes(path: Path) -> str:
 
 
 COMMANDS = ["train", "compress", "report", "compare", "export", "info", "pack", "push", "pull"]
-COMMANDS += ["bench", "index", "search", "dedupe", "evaluate", "serve", "plan", "demo"]
+COMMANDS += ["bench", "index", "search", "dedupe", "evaluate", "serve", "plan", "demo", "doctor"]
 
 
 OF_INDEX = ("build", "add", "sync", "remove", "info", "verify", "rebuild", "compact", "merge", "push")

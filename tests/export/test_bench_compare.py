@@ -185,7 +185,7 @@ def test_a_report_is_read_back_and_another_layout_is_refused(tmp_path: Path) -> 
     file.write_text(json.dumps(data))
     assert read_report(file) == report
     file.write_text(json.dumps(data | {"schema_version": 1}))
-    with pytest.raises(InputError, match=r"old\.json has schema_version 1, and this indistill reads 2: write it again"):
+    with pytest.raises(InputError, match=r"old\.json has format 1, of an earlier .* reads 2: write it again by"):
         read_report(file)
     file.write_text(json.dumps(data | {"results": [{}]}))
     with pytest.raises(InputError, match=r"is not what 'indistill bench --json' prints: results\.0\."):
