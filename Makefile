@@ -1,11 +1,11 @@
-# make demo | test | test-slow | test-lowest | check | fix | bench | docs | clean: each makes the virtual environment first, if it is not there.
+# make demo | test | test-slow | test-lowest | check | fix | bench | docs | site | clean: each makes the virtual environment first, if it is not there.
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: demo test test-slow test-lowest check fix bench docs clean
+.PHONY: demo test test-slow test-lowest check fix bench docs site clean
 
 demo: $(VENV)/ready
 	$(BIN)/indistill demo --out demo-out --overwrite
@@ -37,8 +37,11 @@ docs: $(VENV)/ready
 	$(BIN)/python docs/generate_cli.py docs/cli.md
 	$(BIN)/python docs/generate_bench_schema.py docs/bench.schema.json
 
+site: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(LOWEST) demo-out build dist
+	rm -rf $(VENV) $(LOWEST) demo-out build dist site
 
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or later is needed, {v[0]}.{v[1]} found; set PYTHON=python3.12, say" if v < (3, 11) else 0)'

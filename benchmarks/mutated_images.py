@@ -24,6 +24,7 @@ from time import perf_counter
 import numpy as np
 from PIL import Image
 
+from benchmarks.fuzz.damage import change_bytes
 from indistill.data.sets import open_folder
 from indistill.errors import DataError
 from indistill.export.session import Embeddings, EmbeddingSession
@@ -34,7 +35,6 @@ from indistill.retrieval.store.generations import SKIPPED, name_generation, read
 from indistill.retrieval.store.upkeep import verify_index
 
 BLOCK, BLOCK_LIMIT_S, BUILD_LIMIT_S = 500, 600, 3600
-HEADER_BYTES = 64  # a sixth of the changes fall in here, where sizes and formats stand
 
 
 @dataclass(frozen=True)
@@ -100,35 +100,8 @@ def mutate_images(
         suffix, content = originals[rng.integers(len(originals))]
         changed = bytearray(content)
         for _ in range(rng.integers(1, 3)):
-            changed = _change(changed, originals[rng.integers(len(originals))][1], rng)
+            changed = change_bytes(changed, originals[rng.integers(len(originals))][1], rng)
         yield suffix, bytes(changed)
-
-
-def _change(content: bytearray, other: bytes, rng: np.random.Generator) -> bytearray:
-    """Returns an image changed in one of seven ways."""
-    if not content:
-        return content
-    in_header = rng.random() < 1 / 6
-    places = rng.integers(0, min(len(content), HEADER_BYTES) if in_header else len(content), 8).tolist()
-    first, last = sorted(places[:2])
-    match rng.integers(7):
-        case 0:
-            for place in places[: rng.integers(1, 9)]:
-                content[place] = rng.integers(256)
-        case 1:
-            for place in places[: rng.integers(1, 9)]:
-                content[place] ^= 1 << int(rng.integers(8))
-        case 2:
-            del content[places[0] :]
-        case 3:
-            content[places[0] :] = other[int(rng.integers(len(other))) :]
-        case 4:
-            del content[first:last]
-        case 5:
-            content[last:last] = content[first:last]
-        case _:
-            content[first:last] = bytes([int(rng.choice((0, 255)))]) * (last - first)
-    return content
 
 
 def write_images(folder: Path, count: int, seed: int, originals: Sequence[tuple[str, bytes]] | None = None) -> None:

@@ -27,6 +27,7 @@ class ExportedFile:
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """How images become its input, as the file says."""
         return self.artefact.preprocessing
 
 

@@ -91,6 +91,16 @@ def make_chooser(
 
 
 def read_unit(option: str, text: str, units: dict[str, float] | dict[str, int]) -> float:
+    """Returns a number with a unit, in the smallest unit.
+
+    Args:
+        option: where it was given, for the message.
+        text: as `512MB`; the case of the unit does not matter.
+        units: size of each unit, by name; the empty name is for a number alone.
+
+    Raises:
+        InputError: it is no such number.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     known = {name.lower(): value for name, value in units.items()}
     if found is None or found[2].lower() not in known:

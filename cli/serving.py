@@ -43,3 +43,4 @@ def log_to_stderr() -> None:
     """Sends the log of requests and what uvicorn warns of to standard error."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("indistill.serve").setLevel(logging.INFO)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote what was uploaded

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from indistill.bounded import read_bounded
 from indistill.errors import ExistsError, InputError, ModelError, escape_text
 from indistill.export.artefact import Artefact, Precision
 from indistill.export.card import PackedFile, format_card, read_metadata
@@ -240,11 +241,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise ModelError(f"{path} has more than {MAX_TEXT_BYTES:,} bytes, which no such file needs")
-        return data.decode("utf-8-sig")
+        return read_bounded(path, MAX_TEXT_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

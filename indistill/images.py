@@ -84,13 +84,13 @@ def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, *, smallest:
     try:
         if isinstance(source, Image.Image):
             return _convert_to_rgb(source)
-        if isinstance(source, bytes):
-            size_bytes, stream = len(source), io.BytesIO(source)
-        else:
-            size_bytes, stream = measure_file(Path(source)).st_size, None
-        if size_bytes == 0:
+        if (len(source) if isinstance(source, bytes) else measure_file(Path(source)).st_size) == 0:
             raise DataError("empty file")
-        with Image.open(stream if stream is not None else source, formats=FORMATS) as image:  # type: ignore[arg-type]
+        # Of a path Pillow would map some files, and the process would end where one is cut off meanwhile.
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
             if image.width * image.height > max_pixels:
                 raise DataError(f"{image.width}x{image.height} pixels, more than the limit of {max_pixels:,}")
             if smallest is not None:
@@ -122,6 +122,15 @@ def read_pixels(source: ImageSource, preprocessing: Preprocessing, max_pixels: i
     """
     smallest = DRAFT_FACTOR * preprocessing.shortest_edge
     return preprocessing.resize(decode_image(source, max_pixels, smallest=smallest))
+
+
+def count_pixels(content: bytes) -> int:
+    """Returns the width times the height of an encoded image, from its head alone; 0 where that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.width * image.height
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, *_DAMAGE):
+        return 0
 
 
 def measure_file(path: Path) -> os.stat_result:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import numpy as np
 
+from indistill.bounded import require_regular
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.formats import BUILD_AGAIN
 from indistill.hashing import hash_file
 from indistill.images import ImageSource
 from indistill.retrieval.index_types.types import can_filter, read_faiss, search_faiss, set_parameters
@@ -22,6 +22,7 @@ from indistill.retrieval.store.generations import (
     MANIFEST,
     MODEL,
     Manifest,
+    explain_count,
     name_generation,
     read_generation,
     require_whole,
@@ -85,6 +86,7 @@ def _open_model(folder: Path, manifest: Manifest, model: Path | None, threads: i
     expected = manifest.model_sha256
     path = model or name_generation(folder, manifest.generation) / MODEL
     try:
+        require_regular(path)
         found = hash_file(path)
     except OSError:
         return EmbeddingSession(path, threads)  # whose error says why
@@ -129,12 +131,16 @@ class Index:
 
     def _open(self, manifest: Manifest) -> Manifest:
         generation = name_generation(self.folder, manifest.generation)
-        # FAISS 1.12 maps a file that was cut short, and searching it can end the process.
-        require_whole(self.folder, manifest, [FAISS, CATALOGUE, *manifest.segments], by_size=True)
+        require_whole(self.folder, manifest, [FAISS], "note")  # a damaged one can end the process, inside FAISS
+        require_whole(self.folder, manifest, [CATALOGUE, *manifest.segments], "size")
         try:
             self.faiss: Any = read_faiss(generation / FAISS, mapped=True)
-        except (RuntimeError, OSError) as error:
-            raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} cannot be read") from error
+        except (RuntimeError, OSError, MemoryError) as error:
+            why = "too little memory for it, or damaged" if isinstance(error, MemoryError) else "damaged"
+            raise IndexFolderError(
+                f"the {FAISS} of the index {self.folder} cannot be read ({why}); make it again by 'indistill index "
+                "rebuild'"
+            ) from error
         if self.faiss.ntotal != manifest.items or self.faiss.d != manifest.dimension:
             raise IndexFolderError(f"the index {self.folder} is damaged: its {FAISS} does not fit its {MANIFEST}")
         set_parameters(self.faiss, manifest.parameters)
@@ -262,8 +268,7 @@ class Index:
 
     def list_page(self, after: int, limit: int) -> list[CatalogueItem]:
         """Returns the first items with an id above `after`, by id."""
-        rows = self.catalogue.select("SELECT * FROM items WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
-        return [CatalogueItem(*row) for row in rows]
+        return self.catalogue.list_page(after, limit)
 
     def find_ids(self, where: "Where") -> Ids:
         """Returns the ids (N,) of the images that a condition holds for, ascending."""
@@ -283,10 +288,7 @@ class Index:
         labels = self.catalogue.list_labels()
         ids = np.array([i for i, _ in labels], dtype=np.int64)
         if len(ids) != self.manifest.items:
-            raise IndexFolderError(
-                f"the index {self.folder} is damaged: its {CATALOGUE} has {len(ids)} images, its {MANIFEST} says "
-                f"{self.manifest.items}; {BUILD_AGAIN}"
-            )
+            raise IndexFolderError(explain_count(self.folder, self.manifest, len(ids)))
         return ids, self._segments.find(ids), [label for _, label in labels]
 
     def _search_ordered(self, queries: Embeddings, k: int, total: int, among: Ids | None) -> tuple[Embeddings, Ids]:

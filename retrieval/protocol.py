@@ -23,7 +23,8 @@ class SearchIndex(Protocol):
         """What messages call it: the folder, or `URI#collection`."""
 
     @property
-    def manifest(self) -> Manifest: ...
+    def manifest(self) -> Manifest:
+        """What it was built from and with."""
 
     @property
     def root(self) -> Path:
@@ -37,9 +38,11 @@ class SearchIndex(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives back files and connections."""
 
-    def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession: ...
+    def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
+        """Returns a session of the index's model. Raises InputError where `model` is another one."""
 
     def search(
         self,
@@ -49,13 +52,17 @@ class SearchIndex(Protocol):
         where: "Where | None" = None,
         threshold: float | None = None,
         rerank: int = 0,
-    ) -> list[list[Hit]]: ...
+    ) -> list[list[Hit]]:
+        """Returns the hits of each query, best first."""
 
-    def embed(self, images: Sequence[ImageSource]) -> Embeddings: ...
+    def embed(self, images: Sequence[ImageSource]) -> Embeddings:
+        """Returns unit vectors (N, D) of images, by the index's model."""
 
-    def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]: ...
+    def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]:
+        """Returns scores and ids (Q, k), best first, of all images or of those `among`; id -1 where there are fewer."""
 
-    def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]: ...
+    def find_items(self, ids: Sequence[int]) -> dict[int, CatalogueItem]:
+        """Returns the items of some ids, by id; ids that are not there are left out."""
 
     def find_paths(self, paths: Sequence[str]) -> dict[str, CatalogueItem]:
         """Returns the items of some paths, by path; paths that are not there are left out."""
@@ -69,10 +76,14 @@ class SearchIndex(Protocol):
     def list_page(self, after: int, limit: int) -> list[CatalogueItem]:
         """Returns the first items with an id above `after`, by id."""
 
-    def find_ids(self, where: "Where") -> Ids: ...
+    def find_ids(self, where: "Where") -> Ids:
+        """Returns the ids that meet a condition, rising."""
 
-    def has_labels(self) -> bool: ...
+    def has_labels(self) -> bool:
+        """Returns whether any image has a label."""
 
-    def find_vectors(self, ids: Sequence[int] | Ids) -> Embeddings: ...
+    def find_vectors(self, ids: Sequence[int] | Ids) -> Embeddings:
+        """Returns the stored vectors (N, D) of some ids, in their order."""
 
-    def read_vectors(self) -> tuple[Ids, Embeddings, list[str | None]]: ...
+    def read_vectors(self) -> tuple[Ids, Embeddings, list[str | None]]:
+        """Returns all ids (N,), rising, with their vectors (N, D) and labels."""

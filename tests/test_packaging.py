@@ -30,6 +30,8 @@ LAYERS = (  # of indistill/, the folders from the lowest up; none imports one th
     "runs",
 )
 TORCH_FREE = {
+    "indistill.arrays",
+    "indistill.bounded",
     "indistill.durable",
     "indistill.errors",
     "indistill.formats",

@@ -35,6 +35,7 @@ def inspect_machine() -> Iterator[Finding]:
 
 
 def inspect_python() -> Finding:
+    """Returns the version of Python and the system that it runs on."""
     found = f"{platform.python_version()} ({platform.python_implementation()}), {platform.platform()}"
     return Finding("Python", "ok", found)
 
@@ -62,6 +63,7 @@ def read_quota(folder: Path) -> float | None:
 
 
 def inspect_memory() -> Finding:
+    """Returns how much memory the machine has, and has free."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -85,11 +87,13 @@ def inspect_place(name: str, place: Path) -> Finding:
 
 
 def inspect_working_folder() -> Finding:
+    """Returns the room on the disk that holds the current folder."""
     place = Path.cwd()
     return _judge_room("this folder", str(place), shutil.disk_usage(place).free, LITTLE_DISK)
 
 
 def inspect_shared_memory() -> Finding:
+    """Returns the size of /dev/shm, where Ray keeps what processes share."""
     if not SHARED_MEMORY.is_dir():
         return Finding("shared memory", "ok", f"this system has no {SHARED_MEMORY}")
     finding = _judge_room(
@@ -101,6 +105,7 @@ def inspect_shared_memory() -> Finding:
 
 
 def inspect_open_files() -> Finding:
+    """Returns how many files a process may have open."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -113,6 +118,7 @@ def inspect_open_files() -> Finding:
 
 
 def format_size(size: int) -> str:
+    """Returns a number of bytes in GB."""
     return f"{size / 1e9:.1f} GB"
 
 

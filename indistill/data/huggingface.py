@@ -1,6 +1,7 @@
 """Folders that the Hugging Face `datasets` package wrote by `save_to_disk`. Needs no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,11 +11,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from indistill.data.sets import StoredImage, fetch_file, number_labels
-from indistill.errors import DataError
+from indistill.errors import DataError, escape_text
 from indistill.images import decode_image
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+# These errors have no common class.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 class Table(Protocol):
@@ -22,7 +37,8 @@ class Table(Protocol):
 
     def __getitem__(self, position: int, /) -> Mapping[str, Mapping[str, object]]: ...
 
-    def select(self, indices: range) -> "Table": ...
+    def select(self, indices: range) -> "Table":
+        """Returns the rows at some positions."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class SavedSet:
 
     @property
     def root(self) -> str:
+        """The folder, resolved."""
         return str(self.folder.resolve())
 
     def read(self, position: int) -> Image.Image:
@@ -54,11 +71,21 @@ class SavedSet:
 
     def _find(self, position: int) -> bytes | Path:
         """Returns the encoded image, or the path where the data set names a file."""
-        cell = self.table[position][self.column]
+        with _explain_damage("its row cannot be read"):
+            cell = self.table[position][self.column]
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             raise DataError("no image in this row")
         content = cell["bytes"]
         return content if isinstance(content, bytes) else Path(str(cell["path"]))
+
+
+@contextmanager
+def _explain_damage(what: str) -> Iterator[None]:
+    """Raises DataError for whatever the datasets package and pyarrow raise at folders that are not what they were."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise DataError(f"{what} ({' '.join(str(error).split())})") from error
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -86,13 +113,9 @@ def open_saved_dataset(folder: Path, name: str) -> SavedSet:
             f"data '{name}' was saved by the Hugging Face datasets package, which is needed to read it: "
             "pip install 'indistill[huggingface]'"
         ) from error
-    try:
+    with _explain_damage(f"data '{name}': the datasets package cannot read it"):
         table = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"data '{name}': the datasets package cannot read it ({' '.join(str(error).split())})"
-        ) from error
-    features = table.features
+        features = table.features
     column = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
     if column is None:
         raise DataError(f"data '{name}': no column holds images; there are {', '.join(features) or 'none'}")
@@ -103,11 +126,13 @@ def open_saved_dataset(folder: Path, name: str) -> SavedSet:
     if beside is not None:
         feature = features[beside]
         titles = feature.names if isinstance(feature, datasets.ClassLabel) else None
-        labels = [_read_label(value, titles) for value in table[beside]]
+        with _explain_damage(f"data '{name}': its column {escape_text(beside)} cannot be read"):
+            labels = [_read_label(value, titles) for value in table[beside]]
     classes, numbers = number_labels(labels)
     width = len(str(len(table) - 1))
     names = [f"{position:0{width}d}" for position in range(len(table))]
-    table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    with _explain_damage(f"data '{name}': its column {escape_text(str(column))} cannot be read"):
+        table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return SavedSet(name, folder, table, column, names, classes, numbers)
 
 
@@ -115,5 +140,5 @@ def _read_label(value: object, titles: Sequence[str] | None) -> str | None:
     if value is None or value == "":
         return None
     if titles is not None and isinstance(value, int):
-        return titles[value] if value >= 0 else None  # -1 stands for no label
+        return str(titles[value]) if value >= 0 else None  # -1 stands for no label
     return str(value)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from indistill.data.sets import FolderSet, locate_files, number_labels, place_files
 from indistill.errors import DataError
@@ -19,6 +20,8 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl")
 PATH_COLUMNS = ("path", "file_name")
 LABEL_COLUMN = "label"
+ROWS_PER_BYTE = 10  # of a Parquet file: more cannot be different from one another, and would fill the memory
+MAX_BATCH_BYTES = 2**28  # of the rows that are read at once, of which pyarrow takes 65,536
 
 Row = Mapping[str, object]
 
@@ -129,10 +132,27 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             if not set(PATH_COLUMNS) & set(columns):
                 found = ", ".join(map(repr, file.schema_arrow.names)) or "nothing"
                 raise DataError(f"manifest {path}: it needs a column 'path', it has {found}")
+            count, size_bytes = file.metadata.num_rows, path.stat().st_size
+            if count > ROWS_PER_BYTE * size_bytes:
+                raise DataError(
+                    f"manifest {path}: {count:,} rows in {size_bytes:,} bytes cannot all have their own path"
+                )
             for batch in file.iter_batches(columns=columns):
+                needed = sum(_measure_column(column) for column in batch.columns)
+                if needed > MAX_BATCH_BYTES:
+                    raise DataError(f"manifest {path}: {needed:,} bytes of paths and labels in {len(batch):,} rows")
                 yield from batch.to_pylist()
-    except ArrowException as error:
+    except (ArrowException, OverflowError, ValueError) as error:
         raise DataError(f"manifest {path} cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _measure_column(column: Any) -> int:  # noqa: ANN401 - an array of pyarrow
+    """Returns how many bytes a column takes when each row has its own value, as that of a dictionary has not."""
+    from pyarrow import compute, types
+
+    if not types.is_dictionary(column.type):
+        return int(column.nbytes)
+    return len(column) * int(compute.max(compute.binary_length(column.dictionary)).as_py() or 0)
 
 
 def _read_cell(value: object) -> str:

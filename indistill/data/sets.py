@@ -44,15 +44,24 @@ class ImageSet(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The data spec."""
+
     @property
-    def root(self) -> str: ...
+    def root(self) -> str:
+        """What the names are relative to, or the data spec."""
+
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str]:
+        """Of each image, without repetition."""
+
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """Sorted; empty where there are no labels."""
+
     @property
-    def labels(self) -> NDArray[np.int64]: ...
+    def labels(self) -> NDArray[np.int64]:
+        """(N,), an index into `classes`, or -1."""
 
     def read(self, position: int) -> Image.Image:
         """Returns the RGB image at a position. Raises DataError with the reason where it cannot be read."""
@@ -73,6 +82,7 @@ class FolderSet:
 
     @property
     def root(self) -> str:
+        """The folder, resolved."""
         return str(self.folder.resolve())
 
     def read(self, position: int) -> Image.Image:
@@ -96,6 +106,7 @@ class ArraySet:
 
     @property
     def root(self) -> str:
+        """The data spec: the names are no paths."""
         return self.name
 
     def read(self, position: int) -> Image.Image:
@@ -118,22 +129,27 @@ class SampledSet:
 
     @property
     def name(self) -> str:
+        """The data spec of the other set."""
         return self.images.name
 
     @property
     def root(self) -> str:
+        """That of the other set."""
         return self.images.root
 
     @property
     def names(self) -> Sequence[str]:
+        """Of the images of the sample."""
         return [self.images.names[p] for p in self.positions]
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """All classes of the other set, also those without an image here."""
         return self.images.classes
 
     @property
     def labels(self) -> NDArray[np.int64]:
+        """(n,), an index into `classes`, or -1."""
         return self.images.labels[list(self.positions)]
 
     def read(self, position: int) -> Image.Image:

@@ -8,6 +8,7 @@ depends on the number of workers, and needs torch: neither would do here.
 Reference: Aizman, Maltby, Breuel, "High Performance I/O For Large Scale Deep Learning" (arXiv 2001.01858).
 """
 
+import io
 import json
 import os
 import re
@@ -20,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from indistill.bounded import require_regular
 from indistill.data.sets import StoredImage, number_labels
 from indistill.errors import DataError
-from indistill.images import SUFFIXES, decode_image
+from indistill.images import MAX_FILE_BYTES, SUFFIXES, decode_image
 
 LABELS = ("cls", "json", "txt")  # the first one that is there is taken
 MAX_LABEL_BYTES = 2**20
+MAX_HEADER_BYTES = 2 * MAX_LABEL_BYTES
 MAX_SHARDS = 1_000_000
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 BLOCK = bytes(512)
@@ -53,6 +56,7 @@ class ShardSet:
 
     @property
     def root(self) -> str:
+        """The folder of the shards."""
         return str(self.folder)
 
     def read(self, position: int) -> Image.Image:
@@ -65,9 +69,21 @@ class ShardSet:
     def fetch(self, position: int) -> StoredImage:
         """Returns the member."""
         member = self.members[position]
+        if member.size > MAX_FILE_BYTES:
+            raise DataError(f"{member.size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
         with member.shard.open("rb") as stream:
             stream.seek(member.offset)
             return StoredImage(stream.read(member.size), os.fstat(stream.fileno()).st_mtime_ns)
+
+
+class _HeaderReader(io.BufferedReader):
+    """A stream for `tarfile`, which reads a header of any length that it claims into memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Returns bytes. Raises ValueError where more are asked for than a header or a label has."""
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header of more than {MAX_HEADER_BYTES:,} bytes")
+        return super().read(size)
 
 
 def is_shard_pattern(spec: str) -> bool:
@@ -140,10 +156,13 @@ def _scan_shard(shard: Path) -> list[tuple[str, Member, str | None]]:
     images: dict[str, tuple[str, Member]] = {}
     labels: dict[tuple[str, str], str] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
+        size_bytes = require_regular(shard)
+        with _HeaderReader(io.FileIO(shard)) as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             for info in tar:
                 if not info.isreg() or info.issparse():
                     continue
+                if not 0 <= info.size <= size_bytes - info.offset_data:
+                    raise ValueError(f"{info.name!r} has {info.size} bytes, more than the shard")
                 name, key, suffix = _split_name(shard, info.name)
                 if f".{suffix.lower()}" in SUFFIXES:
                     if key in images:
@@ -156,7 +175,7 @@ def _scan_shard(shard: Path) -> list[tuple[str, Member, str | None]]:
             stream.seek(end)
             if stream.read(len(BLOCK)) != BLOCK:
                 raise DataError(f"shard {shard} is damaged: it has no end mark at byte {end}, as if it were cut off")
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"shard {shard} is damaged, compressed or no tar file ({error})") from error
     if not images:
         raise DataError(f"shard {shard} holds no images ({', '.join(sorted(SUFFIXES))})")
@@ -183,7 +202,7 @@ def _read_label(shard: Path, tar: tarfile.TarFile, info: tarfile.TarInfo) -> str
     try:
         text = stream.read().decode("utf-8").strip()
         value = json.loads(text) if info.name.endswith(".json") else text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"shard {shard}: {info.name} cannot be read as a label ({error})") from error
     if isinstance(value, dict):
         value = value.get("label")

@@ -42,6 +42,7 @@ class UrlSet:
 
     @property
     def root(self) -> str:
+        """The address."""
         return self.url
 
     def read(self, position: int) -> Image.Image:

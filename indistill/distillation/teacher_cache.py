@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from indistill.arrays import map_array
 from indistill.data.batches import Batches
 from indistill.distillation.terms import Term
 from indistill.durable import move_into_place, name_aside, write_aside
@@ -67,7 +68,7 @@ def store_teacher(
     for tensor in (batches.positions, batches.scale, batches.shift, *list_tensors(teacher).values()):
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     path = folder / f"teacher-{TEACHER_CACHE.version}-{digest.hexdigest()[:DIGITS]}.npy"
-    rows = _read(path, count)
+    rows = read_rows(path, count)
     if rows is not None:
         return StoredTeacher(rows, batches)
     try:
@@ -77,7 +78,7 @@ def store_teacher(
         raise InputError(
             f"{path} cannot be written: {error.strerror}; make room, or use --set targets.cache=never"
         ) from error
-    rows = _read(path, count)
+    rows = read_rows(path, count)
     assert rows is not None
     return StoredTeacher(rows, batches)
 
@@ -99,10 +100,10 @@ def _fill(teacher: nn.Module, term: Term, batches: Batches, path: Path) -> None:
     move_into_place(name_aside(path), path)
 
 
-def _read(path: Path, count: int) -> NDArray[np.float32] | None:
+def read_rows(path: Path, count: int) -> NDArray[np.float32] | None:
     """Returns the rows of a file, or None where there is none that is whole."""
     try:
-        rows: NDArray[np.float32] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        rows: NDArray[np.float32] = map_array(path)
+    except (OSError, ValueError):
         return None
     return rows if rows.dtype == np.float32 and rows.ndim == 2 and len(rows) == count else None

@@ -47,6 +47,7 @@ class HeadPruner(function.BasePruningFunc):  # type: ignore[misc] # Torch-Prunin
     prune_in_channels = prune_out_channels
 
     def get_out_channels(self, layer: nn.MultiheadAttention) -> int:
+        """Returns the width of what goes in and comes out, for Torch-Pruning."""
         return int(layer.embed_dim)
 
     get_in_channels = get_out_channels

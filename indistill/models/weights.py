@@ -1,16 +1,14 @@
 """Weights as data: read from `.safetensors`, or from `.pt` with `weights_only`; nothing in a file is ever run."""
 
-import pickle
-import warnings
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from indistill.archives import load_archive
 from indistill.durable import move_into_place, name_aside, write_aside
-from indistill.errors import InputError, ModelError
+from indistill.errors import InputError, ModelError, describe_error
 from indistill.models.files import check_weights_file
 
 MISMATCHES_SHOWN = 3
@@ -28,20 +26,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except SafetensorError as error:
-            raise ModelError(f"weights: {path} is not a safetensors file ({error})") from error
+        except (SafetensorError, MemoryError) as error:
+            raise ModelError(f"weights: {path} is not a safetensors file ({describe_error(error)})") from error
     try:
-        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused or harmless
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-    ) as error:
+        loaded = load_archive(path)
+    except ValueError as error:
         raise ModelError(
             f"weights: {path} holds something other than tensors, or is damaged, and was not opened; "
             "save the state dict alone: torch.save(model.state_dict(), FILE)"

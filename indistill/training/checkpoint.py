@@ -8,11 +8,12 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
+from indistill.archives import load_archive
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
 from indistill.formats import CHECKPOINT, require_format
@@ -119,13 +120,28 @@ class Checkpoints:
                 make_console().print(f"warning: {path} is damaged; going back to the one before", markup=False)
                 path.unlink()
                 continue
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-            require_format(CHECKPOINT, contents.pop("format"), f"the checkpoint {path}")
-            return Snapshot(**contents)
+            return _read_snapshot(path)
         return None
 
     def _list(self) -> list[Path]:
         return sorted(self._folder.glob("*.pt"))
+
+
+def _read_snapshot(path: Path) -> Snapshot:
+    try:
+        contents = load_archive(path)
+        if isinstance(contents, dict) and "format" in contents:
+            require_format(CHECKPOINT, contents["format"], f"the checkpoint {path}")
+        types = {name: get_origin(kind) or kind for name, kind in get_type_hints(Snapshot).items()}
+        if not isinstance(contents, dict) or contents.keys() != {"format", *types}:
+            raise ValueError("it has other parts than a checkpoint")
+        values = {name: contents[name] for name in types}
+        odd = [name for name, value in values.items() if not isinstance(value, types[name])]
+        if odd:
+            raise ValueError(f"its {odd[0]} is none")
+        return Snapshot(**values)
+    except ValueError as error:
+        raise InputError(f"{path} is no checkpoint of indistill ({error}); start anew with --overwrite") from error
 
 
 def read_position(folder: Path) -> int | None:

@@ -33,7 +33,8 @@ class Step(Protocol):
     """The loss of a batch, the part of the student that it trains, and what is trained beside it."""
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> nn.Module:
+        """The part of the student that is run and trained."""
 
     @property
     def learnt(self) -> nn.Module:

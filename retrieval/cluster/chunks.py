@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indistill.bounded import read_bounded, require_regular
 from indistill.data.huggingface import SavedSet
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, SampledSet
 from indistill.data.shards import ShardSet
@@ -31,6 +32,7 @@ from indistill.retrieval.store.build import list_labels
 from indistill.retrieval.store.catalogue import is_text
 from indistill.retrieval.store.generations import NO_SOURCE, refuse_links
 
+TEXTS, NUMBERS = ("path", "sha256", "label", "skipped"), ("position", "size_bytes", "modified_ns")
 FILE = re.compile(r"\d{6,}\.(json|parquet)(\.partial)?")
 
 
@@ -144,10 +146,16 @@ def read_chunk(folder: Path, chunk: Chunk, model_sha256: str) -> EmbeddedImages 
     if not _is_of(manifest, chunk, model_sha256):
         return None
     try:
+        require_regular(_name(folder, chunk, "parquet"))
         content = _name(folder, chunk, "parquet").read_bytes()
     except OSError:
         return None
-    return _decode(content) if manifest.get("sha256") == hashlib.sha256(content).hexdigest() else None
+    if manifest.get("sha256") != hashlib.sha256(content).hexdigest():
+        return None
+    try:
+        return _decode(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError):  # whoever wrote it, not we
+        return None
 
 
 def count_embedded(folder: Path, chunks: Sequence[Chunk], model_sha256: str) -> list[int]:
@@ -189,7 +197,7 @@ def require_own_chunks(folder: Path, chunk: Chunk, model_sha256: str) -> None:
 def _read_manifest(path: Path) -> dict[str, object]:
     """Returns the manifest of a chunk, an empty one where there is none that can be read."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bounded(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -248,9 +256,8 @@ def _encode(chunk: Chunk, images: ImageSet, embedded: EmbeddedImages) -> bytes:
             passed = next(skipped)
             row = {"path": passed.name, "skipped": passed.reason.encode(errors="backslashreplace").decode()}
         rows.append(row | {"position": position, "label": label if label is None or is_text(label) else None})
-    texts = [(name, pa.string()) for name in ("path", "sha256", "label", "skipped")]
-    numbers = [(name, pa.int64()) for name in ("position", "size_bytes", "modified_ns")]
-    table = pa.Table.from_pylist(rows, pa.schema([*numbers, *texts]))
+    columns = [*((name, pa.int64()) for name in NUMBERS), *((name, pa.string()) for name in TEXTS)]
+    table = pa.Table.from_pylist(rows, pa.schema(columns))
     missing = np.array([row["skipped"] is not None for row in rows])
     vectors = np.zeros((len(rows), embedded.vectors.shape[1]), dtype=np.float32)
     vectors[~missing] = embedded.vectors
@@ -266,6 +273,9 @@ def _decode(content: bytes) -> EmbeddedImages:
     from pyarrow import compute, parquet
 
     table = parquet.read_table(io.BytesIO(content))
+    types = dict.fromkeys(NUMBERS, pa.int64()) | dict.fromkeys(TEXTS, pa.string())
+    if any(table.schema.field(name).type != kind for name, kind in types.items()):
+        raise ValueError("a column is of another type")
     good = table.filter(compute.is_null(table["skipped"]))
     bad = table.filter(compute.is_valid(table["skipped"]))
     columns = (good[name].to_pylist() for name in ("path", "sha256", "size_bytes", "modified_ns"))

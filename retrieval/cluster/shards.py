@@ -18,6 +18,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from indistill.bounded import read_bounded
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError
 from indistill.formats import BUILD_AGAIN, SHARDS_FOLDER, require_format
@@ -37,11 +38,9 @@ def list_shards(folder: Path) -> list[Path] | None:
         IndexFolderError: it is damaged, or of another format.
     """
     try:
-        text = (folder / SHARDS).read_text(encoding="utf-8")
+        text = read_bounded(folder / SHARDS)
     except OSError:
         return None
-    except ValueError:
-        text = ""
     try:
         content = json.loads(text)
         require_format(SHARDS_FOLDER, content["format"], f"the folder of shards {folder}", IndexFolderError)
@@ -73,7 +72,8 @@ class Shards(Protocol):
     def ask(self, question: Callable[[Index], Answer]) -> list[Answer]:
         """Returns the answer of each shard, in their order."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes all of them; nothing can be asked then."""
 
 
 class LocalShards:

@@ -72,10 +72,12 @@ def hold_out(vectors: Vectors, k: int, seed: int) -> HeldOut:
 
 
 def index_gallery(factory: str, held: HeldOut, seed: int, centroids: FaissIndex | None = None) -> FaissIndex:
+    """Returns an index of the vectors that are no queries; their positions are the ids."""
     return make_faiss(factory, held.gallery, np.arange(len(held.gallery)), seed, centroids=centroids)
 
 
 def measure_trial(index: FaissIndex, factory: str, parameters: dict[str, int], held: HeldOut) -> Trial:
+    """Returns recall, latency and memory of an index, by parameters that it has afterwards."""
     set_parameters(index, parameters)
     with one_thread():
         started = time.perf_counter()
@@ -126,6 +128,7 @@ def _count_read(index: FaissIndex, queries: Vectors) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
+    """Lets FAISS use one thread meanwhile."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

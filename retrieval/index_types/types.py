@@ -33,6 +33,7 @@ FaissIndex: TypeAlias = faiss.Index
 # time.
 POINTS_PER_LIST = 40
 LEAST_SAMPLE = 2**16  # training vectors where they exist, for codes: 256 for each of the 256 centroids of PQ
+MOST = 2**22  # lists; FAISS makes all of an index before it says no, and of more lists the memory may end the process
 NEIGHBOURS = range(2, 257)  # of a node of HNSW
 EXACT = "IDMap,Flat"  # IDMap2 finds the vector of an id too, for 48 bytes of memory each: the segments do that
 EXAMPLES = "Flat, SQfp16, SQ8, IVF1024,Flat, IVF1024,SQ8, OPQ32,IVF1024,PQ32 or HNSW32"
@@ -46,6 +47,8 @@ def check_factory(text: str, dimension: int) -> str:
         InputError: FAISS does not know the string, or the type cannot hold ids, take vectors later, or keep ids right.
     """
     shown = escape_text(text)
+    if any(len(number) > len(str(MOST)) or int(number) > MOST for number in re.findall(r"\d+", text)):
+        raise InputError(f"'{shown}' cannot be used: no number in an index type may be above {MOST:,}")
     try:
         index = faiss.index_factory(dimension, text, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, MemoryError) as error:

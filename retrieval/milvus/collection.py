@@ -152,6 +152,7 @@ def _is_number(value: object) -> bool:
 
 
 def write_collection_state(connection: Connection, state: CollectionState) -> None:
+    """Puts what the collection says of itself in the place of what it said before."""
     connection.call("alter_collection_properties", properties={PROPERTY: _write_state(state)})
 
 

@@ -5,17 +5,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from indistill import __version__
 from indistill.errors import IndexFolderError
 from indistill.retrieval.opening import Location
-from indistill.retrieval.serve.guard import SECURITY_HEADERS, Guard
-from indistill.retrieval.serve.problems import Refusal, make_refusal
-from indistill.retrieval.serve.routes import router
+from indistill.retrieval.serve.guard import Guard
+from indistill.retrieval.serve.problems import SECURITY_HEADERS, Refusal, make_refusal
+from indistill.retrieval.serve.routes import health, router
 from indistill.retrieval.serve.service import Service
 from indistill.retrieval.serve.settings import Settings
 
@@ -51,7 +52,9 @@ def make_app(folder: Location, settings: Settings) -> FastAPI:
         lifespan=run_service,
     )
     app.state.service = service
-    app.include_router(router)
+    described = [] if settings.token is None else [Depends(HTTPBearer(auto_error=False))]  # the guard looks at it
+    app.include_router(router, dependencies=described)
+    app.include_router(health)
     _add_page(app)
     _add_errors(app)
     app.add_middleware(Guard, settings=settings, observe=service.metrics.observe_request)

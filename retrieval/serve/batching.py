@@ -79,9 +79,11 @@ class Batcher:
 
     @property
     def is_running(self) -> bool:
+        """Whether searches are answered."""
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
+        """Begins to answer, in the running event loop."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:

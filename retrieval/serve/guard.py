@@ -4,36 +4,26 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from indistill.retrieval.serve.limits import RateLimit
-from indistill.retrieval.serve.problems import Refusal, make_refusal
+from indistill.retrieval.serve.limits import RateLimit, Uploads
+from indistill.retrieval.serve.problems import SECURITY_HEADERS, Refusal, make_refusal
 from indistill.retrieval.serve.settings import Settings
 
 LOGGER = logging.getLogger("indistill.serve")
-SECURITY_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-}
 OPEN_ROUTES = ("/", "/healthz", "/readyz")  # and /static/: the page without its data
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 READING = ("GET", "HEAD")
 GLANCE_COST = 0.05  # of a search: a page of results asks for many thumbnails
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d+)?", re.ASCII)
+FAILED, GONE = 500, 499  # GONE: for the log and the figures, as the client is not there any more
 Observer = Callable[[str, str, int, float], None]
 
 
@@ -51,12 +41,14 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, observe: Observer) -> None:
         self._app, self._settings, self._observe = app, settings, observe
         self._hosts, self._rate = settings.known_hosts, RateLimit(settings.searches_per_second)
+        self._uploads = Uploads(settings.max_upload_bytes, settings.uploads_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or refuses it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, code = perf_counter(), 500
+        started, code = perf_counter(), FAILED
 
         async def send_complete(message: Message) -> None:
             nonlocal code
@@ -67,6 +59,8 @@ class Guard:
 
         try:
             await self._answer(scope, receive, send_complete)
+        except ClientDisconnect:
+            code = GONE
         finally:
             seconds, route = perf_counter() - started, name_route(scope)
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -81,21 +75,31 @@ class Guard:
             answering = True
             await send(message)
 
+        async def refuse(status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+            if answering:  # what has begun cannot be taken back: uvicorn closes the connection
+                LOGGER.warning("an answer was broken off: %s", message)
+            else:
+                await make_refusal(status, message, headers)(scope, receive, send)
+
+        body = self._uploads.open()
         try:
             self._check(scope)
             async with asyncio.timeout(self._settings.time_limit_s):
-                await self._app(scope, self._bound(receive), send_noticed)
+                await self._app(scope, body.bound(receive), send_noticed)
         except Refusal as refusal:
-            await make_refusal(refusal.status_code, refusal.detail, refusal.headers)(scope, receive, send)
+            await refuse(refusal.status_code, refusal.detail, refusal.headers)
         except TimeoutError:
-            if answering:
-                raise
-            message = f"the request took longer than {self._settings.time_limit_s:g} s"
-            await make_refusal(504, message, {"Connection": "close"})(scope, receive, send)
+            await refuse(504, f"the request took longer than {self._settings.time_limit_s:g} s")
+        except asyncio.CancelledError:  # at the end of the server alone
+            await refuse(503, "the server is stopping", {"Connection": "close", "Retry-After": "5"})
+        finally:
+            body.close()
 
     def _check(self, scope: Scope) -> None:
         """Raises Refusal for a request that must not be answered, before anything of its body is read."""
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise Refusal(400, "the request has two lengths", {"Connection": "close"})
         host = headers.get("host", "")
         if split_host(host) not in self._hosts:
             raise Refusal(421, "this server does not go by the name in the Host header; see --allow-host")
@@ -110,27 +114,7 @@ class Guard:
         wait = self._rate.take(client, GLANCE_COST if scope["method"] in READING else 1.0)
         if wait > 0:
             raise Refusal(429, "too many requests from this address", {"Retry-After": str(int(wait) + 1)})
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._settings.max_upload_bytes:
-            raise self._make_too_large()
-
-    def _bound(self, receive: Receive) -> Receive:
-        """Returns `receive` that fails when the body has become too large, whatever length it was said to have."""
-        left = self._settings.max_upload_bytes
-
-        async def receive_bounded() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise self._make_too_large()
-            return message
-
-        return receive_bounded
-
-    def _make_too_large(self) -> Refusal:
-        limit = self._settings.max_upload_bytes / 1e6
-        return Refusal(413, f"the upload is larger than the limit of {limit:g} MB", {"Connection": "close"})
+        self._uploads.check_length(headers.get("content-length", ""))
 
 
 def complete_headers(message: MutableMapping[str, Any]) -> None:

@@ -34,17 +34,21 @@ class Metrics:
         )
 
     def observe_request(self, method: str, route: str, code: int, seconds: float) -> None:
+        """Counts an answered request."""
         self._requests.labels(method, route, str(code)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def observe_batch(self, size: int) -> None:
+        """Counts searches that were answered together."""
         self._batches.observe(size)
 
     def observe_generation(self, opened: Opened) -> None:
+        """Takes generation and size of the index that answers from now on."""
         self._generation.set(opened.index.manifest.generation)
         self._items.set(opened.index.manifest.items)
 
     def observe_reload_failure(self) -> None:
+        """Counts a newer generation that could not be opened."""
         self._failures.inc()
 
     def render(self) -> bytes:

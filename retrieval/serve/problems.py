@@ -11,6 +11,7 @@ CODES = {
     403: "refused",
     404: "not_found",
     405: "method_not_allowed",
+    408: "too_slow",
     413: "too_large",
     415: "wrong_content_type",
     421: "unknown_host",
@@ -19,6 +20,20 @@ CODES = {
     500: "internal",
     503: "busy",
     504: "too_slow",
+}
+
+# What every answer carries.
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
 }
 
 
@@ -31,5 +46,9 @@ class Refusal(HTTPException):
 
 def make_refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Returns the answer for an error."""
-    content = {"error": {"code": CODES.get(status, "error"), "message": message}}
-    return JSONResponse(content, status, headers=dict(headers or {}))
+    return JSONResponse(make_content(status, message), status, headers=dict(headers or {}))
+
+
+def make_content(status: int, message: str) -> dict[str, dict[str, str]]:
+    """Returns what the answer for an error holds."""
+    return {"error": {"code": CODES.get(status, "error"), "message": message}}

@@ -1,15 +1,18 @@
 """The routes, and what they take."""
 
 import asyncio
-from typing import Annotated, cast
+from functools import partial
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indistill.errors import InputError
+from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.serve.answers import (
     ErrorAnswer,
     HitAnswer,
@@ -28,6 +31,7 @@ from indistill.retrieval.where import Where, parse_where
 IMAGE_FIELD = "image"
 MAX_CONDITION = 1000  # signs
 MAX_PAGE = 1000
+MAX_JSON_BYTES = 1000
 # As the body has two forms, of which FastAPI can describe one.
 SEARCH_BODY = {
     "requestBody": {
@@ -45,10 +49,18 @@ SEARCH_BODY = {
     }
 }
 
-router = APIRouter(responses={422: {"model": ErrorAnswer}, "default": {"model": ErrorAnswer}})
+
+def list_errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the description of a route's errors: of those that any request can have, and of its own `codes`."""
+    return {code: {"model": ErrorAnswer} for code in sorted({400, 408, 421, 500, 503, 504, *codes})}
+
+
+health = APIRouter()
+router = APIRouter(responses=list_errors(401, 429))
 
 
 def get_service(request: Request) -> Service:
+    """Returns the service of the app that a request came to."""
     return cast(Service, request.app.state.service)
 
 
@@ -56,7 +68,7 @@ Serving = Annotated[Service, Depends(get_service)]
 ItemId = Annotated[int, Path(ge=0, le=2**63 - 1, alias="id")]
 
 
-@router.post("/search", openapi_extra=SEARCH_BODY)
+@router.post("/search", openapi_extra=SEARCH_BODY, responses=list_errors(403, 404, 413, 415, 422))
 async def search(
     request: Request,
     service: Serving,
@@ -67,14 +79,22 @@ async def search(
     ] = None,
 ) -> SearchAnswer:
     """The nearest images: to an uploaded one, or to one of the index by its id."""
-    condition = read_condition(where)
-    with service.searches:
-        opened, hits = await service.search(await read_wanted(request), k, threshold, condition)
+    condition, wanted = read_condition(where), await read_wanted(request)
+    with service.searches.enter():  # now: slow uploads would keep the places from others
+        opened, hits = await service.search(wanted, k, threshold, condition)
     answers = [HitAnswer(rank=h.rank, id=h.id, path=h.path, label=h.label, score=h.score) for h in hits]
     return SearchAnswer(generation=opened.index.manifest.generation, hits=answers)
 
 
-@router.get("/images/{id}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+@router.get(
+    "/images/{id}",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/jpeg": {}}},
+        304: {"description": "Not changed since the ETag in If-None-Match"},
+        **list_errors(404, 422),
+    },
+)
 async def show_image(
     request: Request,
     service: Serving,
@@ -90,23 +110,29 @@ async def show_image(
     return Response(await service.paint(opened, item, size), media_type="image/jpeg", headers=headers)
 
 
-@router.get("/items/{id}")
+@router.get("/items/{id}", responses=list_errors(404, 422))
 async def show_item(service: Serving, item_id: ItemId) -> ItemAnswer:
     """What the catalogue says of an image."""
     item = await service.find_item(service.generations.current, item_id)
     return ItemAnswer.model_validate(item, from_attributes=True)
 
 
-@router.get("/items")
+@router.get("/items", response_model=ItemsAnswer, responses=list_errors(422))
 async def list_items(
     service: Serving,
     after: Annotated[int, Query(ge=-1, le=2**63 - 1, description="begin behind this id")] = -1,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
-) -> ItemsAnswer:
+) -> Response:
     """The catalogue, page by page, by id."""
-    found = await asyncio.to_thread(service.generations.current.index.list_page, after, limit)
+    listing = partial(list_page, service.generations.current.index, after, limit)
+    return Response(await asyncio.to_thread(listing), media_type="application/json")
+
+
+def list_page(index: SearchIndex, after: int, limit: int) -> str:
+    """Returns some items as JSON; of a thousand it takes long, and others must not wait for it."""
+    found = index.list_page(after, limit)
     items = [ItemAnswer.model_validate(item, from_attributes=True) for item in found]
-    return ItemsAnswer(items=items, next_after=items[-1].id if len(items) == limit else None)
+    return ItemsAnswer(items=items, next_after=items[-1].id if len(items) == limit else None).model_dump_json()
 
 
 @router.get("/index")
@@ -124,13 +150,13 @@ async def describe_index(service: Serving) -> IndexAnswer:
     )
 
 
-@router.get("/healthz")
+@health.get("/healthz", responses=list_errors())
 async def tell_health() -> StateAnswer:
     """The process answers."""
     return StateAnswer(status="ok")
 
 
-@router.get("/readyz")
+@health.get("/readyz", responses=list_errors())
 async def tell_readiness(service: Serving) -> StateAnswer:
     """An index is open and searches are answered."""
     if not service.batcher.is_running:
@@ -158,14 +184,37 @@ async def read_wanted(request: Request) -> Wanted:
     """Returns the image or the id of a request's body. Raises Refusal."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        try:
-            return SearchById.model_validate_json(await request.body()).id
-        except ValidationError as error:
-            raise Refusal(422, 'the body must be {"id": N}, with the id of an image of the index') from error
+        return await read_id(request)
     if kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=1) as form:
-            uploads = [value for value in form.getlist(IMAGE_FIELD) if isinstance(value, UploadFile)]
-            if len(uploads) != 1:
-                raise Refusal(422, f"the form must have one file, in the field {IMAGE_FIELD}")
-            return await uploads[0].read()
+        return await read_upload(request)
     raise Refusal(415, 'send an image as multipart/form-data, or {"id": N} as application/json')
+
+
+async def read_id(request: Request) -> int:
+    """Returns the id in a JSON body. Raises Refusal."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_JSON_BYTES:
+            raise Refusal(413, f'the body is larger than {MAX_JSON_BYTES} bytes; {{"id": N}} is all that it may hold')
+    try:
+        return SearchById.model_validate_json(body).id
+    except ValidationError as error:
+        raise Refusal(422, 'the body must be {"id": N}, with the id of an image of the index') from error
+
+
+async def read_upload(request: Request) -> bytes:
+    """Returns the file in a form, which is never written to a disk. Raises Refusal."""
+    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1)
+    parser.spool_max_size = 0  # of its temporary file, in memory: no bound, as the guard has one
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Refusal(400, error.message) from error
+    try:
+        uploads = [value for value in form.getlist(IMAGE_FIELD) if isinstance(value, UploadFile)]
+        if len(uploads) != 1:
+            raise Refusal(422, f"the form must have one file, in the field {IMAGE_FIELD}")
+        return await uploads[0].read()
+    finally:
+        await form.close()

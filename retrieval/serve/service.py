@@ -5,7 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from indistill.errors import DataError
-from indistill.images import read_pixels
+from indistill.images import count_pixels, read_pixels
 from indistill.preprocess import PixelArray
 from indistill.retrieval.index import Hit
 from indistill.retrieval.opening import Location
@@ -21,6 +21,9 @@ from indistill.retrieval.store.catalogue import CatalogueItem
 from indistill.retrieval.where import Where
 
 THUMBNAILS_AT_WORK = 256  # some pages of results
+GIANT = 16_000_000  # pixels; larger images are decoded one after the other, so that others need not wait for them
+GIANTS_WAITING = 4
+PATIENCE_S = 5.0  # for a search
 Wanted = bytes | int
 
 
@@ -36,7 +39,7 @@ class Service:
         metrics: the figures.
         generations: the index in force.
         batcher: where searches meet.
-        searches: places for searches at work at once, from upload to answer.
+        searches: places for searches at work at once, from the end of the upload to the answer.
 
     Raises:
         IndexFolderError, ModelError: the index cannot be opened.
@@ -48,9 +51,11 @@ class Service:
             folder, settings.threads, 2 * settings.time_limit_s, self.metrics.observe_generation
         )
         self.batcher = Batcher(settings.batch_size, self.metrics.observe_batch)
-        self.searches, self._thumbnails = Room(settings.queue_size), Room(THUMBNAILS_AT_WORK)
+        self.searches = Room(settings.queue_size, PATIENCE_S)
+        self._thumbnails, self._giants = Room(THUMBNAILS_AT_WORK), Room(GIANTS_WAITING)
         cores = os.cpu_count() or 1
         self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+        self._giant_decoder = ThreadPoolExecutor(1, thread_name_prefix="giant")
         self._painters = ThreadPoolExecutor(max(1, cores // 2), thread_name_prefix="thumbnail")
         self._follower: asyncio.Task[None] | None = None
 
@@ -66,7 +71,7 @@ class Service:
             self._follower.cancel()
             await asyncio.wait([self._follower])
         await self.batcher.stop()
-        for pool in (self._decoders, self._painters):
+        for pool in (self._decoders, self._giant_decoder, self._painters):
             pool.shutdown(cancel_futures=True)
         self.generations.close()
 
@@ -89,14 +94,20 @@ class Service:
             await self.find_item(opened, wanted)
             query = Query(opened, wanted, k, threshold, where)
         else:
-            content = wanted
-            self.batcher.arriving += 1
-            try:
-                pixels = await self._loop.run_in_executor(self._decoders, self._decode, opened, content)
-            finally:
-                self.batcher.arriving -= 1
-            query = Query(opened, pixels, k, threshold, where)
+            query = Query(opened, await self._read(opened, wanted), k, threshold, where)
         return opened, await self.batcher.find(query)
+
+    async def _read(self, opened: Opened, content: bytes) -> PixelArray:
+        """Returns an upload as the model takes it, or raises Refusal."""
+        self.batcher.arriving += 1
+        try:
+            pixels = await self._loop.run_in_executor(self._decoders, self._decode_small, opened, content)
+        finally:
+            self.batcher.arriving -= 1
+        if pixels is not None:
+            return pixels
+        with self._giants.enter():
+            return await self._loop.run_in_executor(self._giant_decoder, self._decode, opened, content)
 
     async def find_item(self, opened: Opened, item: int) -> CatalogueItem:
         """Returns an item, or raises Refusal."""
@@ -108,7 +119,7 @@ class Service:
     async def paint(self, opened: Opened, item: CatalogueItem, size: int) -> bytes:
         """Returns a JPEG of an item, no side longer than `size` pixels, or raises Refusal."""
         path = opened.index.root / item.path
-        with self._thumbnails:
+        with self._thumbnails.enter():
             try:
                 limit = self.settings.max_pixels
                 return await self._loop.run_in_executor(self._painters, make_thumbnail, path, size, limit)
@@ -118,6 +129,9 @@ class Service:
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
+
+    def _decode_small(self, opened: Opened, content: bytes) -> PixelArray | None:
+        return None if count_pixels(content) > GIANT else self._decode(opened, content)
 
     def _decode(self, opened: Opened, content: bytes) -> PixelArray:
         try:

@@ -22,11 +22,15 @@ class Settings:
         token: what clients must show, or None.
         allow_hosts: further names that the Host header may have, without a port.
         max_upload_bytes: of a request's body.
+        uploads_bytes: of all bodies that are being read or worked on.
         max_pixels: of an image, width times height.
         rate: searches per second and client, 0 for no limit; default none on loopback and 10 elsewhere.
         time_limit_s: for a request, its upload included.
+        head_limit_s: for the head of a request, from the connection or the answer before it.
+        stall_limit_s: for a client to take some of its answer.
         batch_size: images of one inference at most.
-        queue_size: searches at work at once, from upload to answer; more are told to come back.
+        queue_size: searches at work at once, from the end of the upload to the answer; more are told to come back.
+        connections: at once; above them the ones that wait for a request make room.
         poll_s: seconds between looks at the index folder for a newer generation.
         threads: of ONNX Runtime; 0 for one for each core.
 
@@ -39,11 +43,15 @@ class Settings:
     token: str | None = None
     allow_hosts: tuple[str, ...] = ()
     max_upload_bytes: int = 20_000_000
+    uploads_bytes: int = 256_000_000
     max_pixels: int = MAX_PIXELS
     rate: float | None = None
     time_limit_s: float = 30.0
+    head_limit_s: float = 10.0
+    stall_limit_s: float = 10.0
     batch_size: int = 16
     queue_size: int = 64
+    connections: int = 4000
     poll_s: float = 1.0
     threads: int = 0
 
@@ -60,7 +68,18 @@ class Settings:
             )
         if self.rate is not None and not (math.isfinite(self.rate) and self.rate >= 0):
             raise InputError(f"rate must be 0 (no limit) or more searches per second, {self.rate} was given")
-        positive = ("max_upload_bytes", "max_pixels", "time_limit_s", "batch_size", "queue_size", "poll_s")
+        positive = (
+            "max_upload_bytes",
+            "uploads_bytes",
+            "max_pixels",
+            "time_limit_s",
+            "head_limit_s",
+            "stall_limit_s",
+            "batch_size",
+            "queue_size",
+            "connections",
+            "poll_s",
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, {getattr(self, name)} was given")

@@ -26,16 +26,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
+from indistill.bounded import read_bounded, require_regular
 from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
+from indistill.export.artefact import MAX_DIMENSION
 from indistill.formats import BUILD_AGAIN, INDEX, require_format
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.retrieval.store.catalogue import is_text
+from indistill.retrieval.store.checked import hash_once, note_hash
 
 CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
 PENDING_CHUNKS = "pending.chunks"
@@ -50,6 +53,7 @@ MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
 NO_SOURCE = "-"
 ATTEMPTS = 5
 Found = TypeVar("Found")
+Evidence = Literal["content", "note", "size"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _read_manifest(folder: Path, number: int | None) -> Manifest:
     if number is None:
         raise explain_absence(folder)
     try:
-        content = json.loads((name_generation(folder, number) / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(name_generation(folder, number) / MANIFEST).decode("utf-8"))
         require_format(INDEX, content.get("format", 1), f"the index {folder}", IndexFolderError)
         content |= {"segments": tuple(content["segments"]), "trials": tuple(content["trials"])}
         manifest = Manifest(**content)
@@ -171,6 +175,7 @@ def _check_names(manifest: Manifest, number: int) -> None:
         and all(isinstance(value, dict) for value in (*counts, manifest.files, *manifest.trials))
         and all(_is_count(value) for found in counts for value in found.values())
         and all(isinstance(value, str) for value in manifest.files.values())
+        and 0 < manifest.dimension <= MAX_DIMENSION
     )
     if not typed:
         raise ValueError(manifest)
@@ -204,7 +209,7 @@ def read_current(folder: Path) -> int | None:
         IndexFolderError: what says so is damaged, or cannot be read.
     """
     try:
-        name = (folder / CURRENT).read_bytes().strip()
+        name = read_bounded(folder / CURRENT).strip()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -331,6 +336,7 @@ def commit_generation(draft: Path, manifest: Manifest, known: Mapping[str, str] 
     with write_aside(folder / CURRENT) as stream:
         stream.write(f"{number:08d}\n".encode())
     move_into_place(name_aside(folder / CURRENT), folder / CURRENT)
+    note_hash(name_generation(folder, number) / FAISS, files[FAISS])
     for name in (MODEL, SKIPPED):  # they lay here in format 1
         (folder / name).unlink(missing_ok=True)
     for earlier, path in _list_generations(folder).items():
@@ -348,19 +354,22 @@ def link_files(source: Path, draft: Path, names: Sequence[str]) -> None:
             shutil.copyfile(source / name, draft / name)
 
 
-def find_damage(folder: Path, manifest: Manifest, name: str, *, by_size: bool = False) -> str | None:
+def find_damage(folder: Path, manifest: Manifest, name: str, by: Evidence = "content") -> str | None:
     """Returns what is wrong with a file of a generation, None where nothing is.
 
     Args:
         folder: the index folder.
         manifest: of the generation.
         name: of the file.
-        by_size: compare the size alone, which takes no time, instead of all bytes.
+        by: what is compared: all bytes; the hash that was noted when a large file was read last (see checked.py); or
+            the size alone, which takes no time.
     """
     path = name_generation(folder, manifest.generation) / name
     try:
-        size = path.stat().st_size
-        if size != manifest.sizes.get(name, size) or not (by_size or hash_file(path) == manifest.files[name]):
+        size = require_regular(path)
+        hashes: dict[Evidence, Callable[[Path], str]] = {"content": hash_file, "note": hash_once}
+        same = by == "size" or hashes[by](path) == manifest.files[name]
+        if size != manifest.sizes.get(name, size) or not same:
             return "is not as it was written"
     except FileNotFoundError:
         return "is missing"
@@ -369,15 +378,21 @@ def find_damage(folder: Path, manifest: Manifest, name: str, *, by_size: bool = 
     return None
 
 
-def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], *, by_size: bool = False) -> None:
+def require_whole(folder: Path, manifest: Manifest, names: Sequence[str], by: Evidence = "content") -> None:
     """Raises IndexFolderError unless files of a generation are as they were written; see `find_damage`."""
     for name in names:
-        damage = find_damage(folder, manifest, name, by_size=by_size)
+        damage = find_damage(folder, manifest, name, by)
         if damage is not None:
             raise IndexFolderError(
                 f"the index {folder} is damaged: its {name} {damage}; 'indistill index rebuild' mends an {FAISS}, "
                 "'indistill index build --overwrite' the rest"
             )
+
+
+def explain_count(folder: Path, manifest: Manifest, found: int) -> str:
+    """Returns the error of a catalogue that has another number of images than the manifest says."""
+    differ = f"its {CATALOGUE} has {found} images, its {MANIFEST} says {manifest.items}"
+    return f"the index {folder} is damaged: {differ}; {BUILD_AGAIN}"
 
 
 def write_skipped(path: Path, skipped: Sequence[SkippedImage]) -> None:

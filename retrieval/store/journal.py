@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from indistill.bounded import require_regular
 from indistill.export.session import Embeddings
 
 MAX_HEADER = 128
@@ -32,22 +33,24 @@ class Journal(Mapping[str, Embeddings]):
         self._record = make_record(dimension)
         self._vectors: dict[str, Embeddings] = {}
         header = f"indistill vectors {dimension} {model_sha256}\n".encode()
-        content = path.read_bytes() if path.is_file() else b""
-        self._stream = path.open("r+b" if path.is_file() else "w+b")
-        if not content.startswith(header):  # new, or of another model
+        if path.exists():
+            require_regular(path)
+        self._stream = path.open("r+b" if path.exists() else "w+b")
+        if self._stream.read(len(header)) != header:  # new, or of another model
+            self._stream.seek(0)
             self._stream.truncate(0)
             self._stream.write(header)
             self._stream.flush()
             return
-        end = len(header)
-        whole = (len(content) - end) // self._record.itemsize
-        for record in np.frombuffer(content, dtype=self._record, count=whole, offset=end):
-            if zlib.crc32(record.tobytes()[:-4]) != record["crc"]:
+        end, size = len(header), self._record.itemsize
+        while len(content := self._stream.read(size)) == size:  # to the first that is damaged, however large the file
+            record = np.frombuffer(content, dtype=self._record)[0]
+            if zlib.crc32(content[:-4]) != record["crc"]:
                 break
             self._vectors[record["sha256"].tobytes().hex()] = record["vector"].copy()
-            end += self._record.itemsize
-        self._stream.truncate(end)
+            end += size
         self._stream.seek(end)
+        self._stream.truncate(end)
 
     def __getitem__(self, sha256: str) -> Embeddings:
         return self._vectors[sha256]
@@ -100,6 +103,7 @@ def count_kept(path: Path, model_sha256: str | None = None) -> int:
         model_sha256: of the model whose embeddings count; default of any.
     """
     try:
+        require_regular(path)
         with path.open("rb") as stream:
             header = stream.readline(MAX_HEADER)
             kind, unit, dimension, owner = header.split()

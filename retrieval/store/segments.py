@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from indistill.arrays import map_array
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings
 
@@ -67,8 +68,8 @@ class Segments:
     @staticmethod
     def _open(path: Path, dimension: int) -> NDArray[np.void]:
         try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            rows = map_array(path)
+        except (OSError, ValueError) as error:
             raise IndexFolderError(f"the index is damaged: {path} cannot be read; build it again") from error
         if rows.dtype != _describe_row(dimension) or rows.ndim != 1:
             raise IndexFolderError(f"the index is damaged: {path} holds something else; build it again")

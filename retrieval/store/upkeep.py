@@ -27,6 +27,7 @@ from indistill.retrieval.store.generations import (
     commit_generation,
     discard_unfinished,
     draft_generation,
+    explain_count,
     find_damage,
     is_shard,
     link_files,
@@ -247,6 +248,8 @@ def _read_stored(folder: Path, manifest: Manifest) -> tuple[Ids, Embeddings, lis
     generation = name_generation(folder, manifest.generation)
     with Catalogue(generation / CATALOGUE) as catalogue:
         items = list(catalogue.list_items())
+    if len(items) != manifest.items:
+        raise IndexFolderError(explain_count(folder, manifest, len(items)))
     ids = np.array([item.id for item in items], dtype=np.int64)
     segments = Segments([generation / name for name in manifest.segments], manifest.dimension)
     return ids, segments.find(ids), items

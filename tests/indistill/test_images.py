@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from indistill.errors import DataError, InputError
-from indistill.images import MAX_FILE_BYTES, decode_image, list_images, read_pixels
+from indistill.images import MAX_FILE_BYTES, count_pixels, decode_image, list_images, read_pixels
 from indistill.preprocess import Preprocessing
 
 
@@ -297,3 +297,9 @@ def test_names_may_be_of_any_bytes_and_are_sorted_by_folder(tmp_path: Path) -> N
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert list_images(tmp_path) == sorted((tmp_path / name for name in names), key=lambda path: path.parts)
+
+
+def test_pixels_are_counted_from_the_head_alone() -> None:
+    encoded = encode(NOISE)
+    assert count_pixels(encoded) == count_pixels(encoded[:60]) == 2000
+    assert count_pixels(b"no image") == count_pixels(b"") == 0

@@ -1,5 +1,9 @@
 """A small index, and servers of it on free ports, for the tests of the service and of its page."""
 
+import re
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +20,17 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
+from indistill.retrieval.index import Hit
 from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.app import make_app
 from indistill.retrieval.serve.server import make_server, open_socket
 from indistill.retrieval.serve.settings import Settings
 from indistill.retrieval.store.build import BuildOptions, build_index
+from tests.cli.calls import MAIN, make_environment
 
+TOKEN = "a-token-for-the-tests"
+SETTINGS = Settings(poll_s=0.05, threads=1)
+SEARCH = "POST /search HTTP/1.1\r\nHost: localhost\r\n"
 LABELS = ("cat", "döner")
 PER_LABEL = 20
 
@@ -74,3 +83,53 @@ def serve_index(index: Location, settings: Settings) -> Iterator[Server]:
             server.should_exit = True
             thread.join(20)
         assert not thread.is_alive()
+
+
+def upload(client: httpx.Client, content: bytes, **parameters: str | float) -> httpx.Response:
+    return client.post("/search", files={"image": ("secret name.png", content)}, params=parameters)
+
+
+def connect(server: Server) -> socket.socket:
+    """Returns a connection of bare bytes."""
+    return socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=20)
+
+
+def read_answer(connection: socket.socket) -> str:
+    """Returns an answer whole: its head and its body may come apart."""
+    received = b""
+    while not (head := re.search(rb"content-length: (\d+)\r\n.*?\r\n\r\n", received, re.DOTALL)) or (
+        len(received) < head.end() + int(head[1])
+    ):
+        more = connection.recv(10_000)
+        assert more, received
+        received += more
+    return received.decode()
+
+
+def assert_hits(response: httpx.Response, expected: list[Hit]) -> None:
+    """The same images in the same order; the last digits of a score depend on the size of a batch."""
+    assert response.status_code == 200, response.text
+    hits = response.json()["hits"]
+    assert [(h["rank"], h["id"], h["path"], h["label"]) for h in hits] == [
+        (h.rank, h.id, h.path, h.label) for h in expected
+    ]
+    assert np.allclose([h["score"] for h in hits], [h.score for h in expected], atol=1e-5)
+
+
+def assert_error(response: httpx.Response, status: int, code: str, message: str) -> None:
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    assert response.json()["error"]["code"] == code
+    assert re.search(message, response.json()["error"]["message"]), response.text
+
+
+@contextmanager
+def start_command(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Starts the command in a process of its own, which is gone at the end."""
+    command = [sys.executable, "-c", MAIN, "serve", *map(str, arguments)]
+    piped = subprocess.PIPE
+    with subprocess.Popen(command, env=make_environment(), stdout=piped, stderr=piped, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
