@@ -59,7 +59,7 @@ def set_up(
 
 def build_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     """Returns the app with some of the commands. Building all of them takes longer than a search."""
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(set_up)
     for name in names:
         module = importlib.import_module(f"indistill.cli.commands.{name}")
@@ -68,6 +68,15 @@ def build_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
         else:
             app.command(name)(getattr(module, name))
     return app
+
+
+def choose_commands(arguments: Sequence[str]) -> Sequence[str]:
+    """Returns the command that is given, or whose words a shell asks to complete; all where it is not known yet."""
+    words = arguments
+    if "_INDISTILL_COMPLETE" in os.environ:  # zsh and fish, and bash, each by a variable of its own; not the last word
+        line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+        words = line.split()[1:] if line[-1:].isspace() else line.split()[1:-1]
+    return words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS
 
 
 def main() -> None:
@@ -81,9 +90,8 @@ def main() -> None:
 
         silence_output()
     _check_words(arguments)
-    names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
     try:
-        build_app(names)(arguments, prog_name="indistill")
+        build_app(choose_commands(arguments))(arguments, prog_name="indistill")
     except IndistillError as error:
         if debug:
             raise
