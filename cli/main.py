@@ -1,11 +1,12 @@
 """The command line: registers the commands, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted.
+Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -16,6 +17,7 @@ import typer
 
 from indistill import __version__
 from indistill.errors import IndistillError
+from indistill.signals import find_signal
 
 INTERRUPTED = 130
 COMMANDS = (
@@ -80,30 +82,30 @@ def main() -> None:
     names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
     try:
         build_app(names)(arguments, prog_name="indistill")
-    except IndistillError as error:
-        if debug:
-            raise
-        _fail(f"indistill: error: {error}", error.exit_code)
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # how Typer ends after Ctrl-C
-            _tell_interruption(end)
-        raise
+        if end.code != INTERRUPTED:  # how Typer ends after Ctrl-C
+            raise
+        _end_interrupted(end)
     except KeyboardInterrupt as error:
-        _tell_interruption(error)
-        sys.exit(INTERRUPTED)
+        _end_interrupted(error)
     except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
+        if find_signal() is not None:  # libraries make errors of their own of it
+            _end_interrupted(error)
         if debug:
             raise
+        if isinstance(error, IndistillError):
+            _fail(f"indistill: error: {error}", error.exit_code)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
 
 
-def _tell_interruption(error: BaseException) -> None:
-    """Prints that the command was interrupted, and what the interrupted code noted on the way: how to go on."""
+def _end_interrupted(error: BaseException) -> NoReturn:
+    """Prints that the command was interrupted and what the interrupted code noted on the way, how to go on; exits."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
     typer.echo("; ".join(["interrupted", *getattr(found, "__notes__", ())]), err=True)
+    sys.exit(128 + (find_signal() or signal.SIGINT))
 
 
 def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
@@ -119,4 +121,6 @@ def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    from indistill.cli.__main__ import run
+
+    run()
