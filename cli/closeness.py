@@ -18,6 +18,7 @@ from indistill.data.sets import ImageSet, locate_data, sample_images
 from indistill.embedding import embed_pixels
 from indistill.errors import InputError
 from indistill.hashing import hash_file
+from indistill.locking import hold_lock
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray
 from indistill.progress import make_console, show_progress
@@ -93,6 +94,11 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
         DataError: too few images, or vectors that are not finite.
         ModelError: a network or its weights cannot be used.
     """
+    with hold_lock(subject.run.folder, "run"):
+        return _report_held_run(subject, images, gallery, count)
+
+
+def _report_held_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, count: int) -> dict[str, Any]:
     run = subject.run
     records = read_metrics(run.folder / "metrics.jsonl")
     pixels = load_pixels(sample_images(images, count), run.preprocessing)

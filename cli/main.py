@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -16,10 +17,11 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would
 import typer
 
 from indistill import __version__
-from indistill.errors import IndistillError
+from indistill.errors import IndistillError, InputError, describe_os_error
 from indistill.signals import find_signal
 
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 COMMANDS = (
     "train",
     "compress",
@@ -95,6 +97,8 @@ def main() -> None:
             raise
         if isinstance(error, IndistillError):
             _fail(f"indistill: error: {error}", error.exit_code)
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
+            _fail(f"indistill: error: {_describe_file_error(error)}", InputError.exit_code)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
 
@@ -106,6 +110,12 @@ def _end_interrupted(error: BaseException) -> NoReturn:
         found = found.__cause__ or found.__context__
     typer.echo("; ".join(["interrupted", *getattr(found, "__notes__", ())]), err=True)
     sys.exit(128 + (find_signal() or signal.SIGINT))
+
+
+def _describe_file_error(error: OSError) -> str:
+    """Returns which file it is about, and the reason of the operating system."""
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{place}{describe_os_error(error)} (--debug shows where)"
 
 
 def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:

@@ -14,7 +14,7 @@ from indistill.joint import JointStep
 from indistill.pairing import Pairing, choose_channels, draw_images
 from indistill.plan import print_pairing
 from indistill.processes import go_first, on_first, on_one_machine
-from indistill.resume import open_run
+from indistill.resume import hold_run, open_run
 from indistill.running import make_batches, make_example, train_run
 from indistill.runs import CHECKPOINT_FOLDER, describe_environment
 from indistill.settings import RunSettings, describe_run
@@ -122,9 +122,10 @@ def run_compress(
     prepared = prepared or prepare_compress(pairing, pixels, recipe, settings)
     config = describe_compression(pairing, recipe, settings, phases)
     config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
-    if on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
-        print_pairing(pairing)
-        distil(prepared.distillation, prepared.terms, phases, pixels, recipe, settings, config)
+    with hold_run(settings):
+        if on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
+            print_pairing(pairing)
+            distil(prepared.distillation, prepared.terms, phases, pixels, recipe, settings, config)
     return settings.out
 
 

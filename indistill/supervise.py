@@ -12,7 +12,7 @@ from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError, describe_error
 from indistill.models.loading import Network
 from indistill.processes import on_first, weigh_share
-from indistill.resume import open_run
+from indistill.resume import hold_run, open_run
 from indistill.running import make_batches, make_example, train_run
 from indistill.runs import describe_environment
 from indistill.settings import RunSettings, describe_run
@@ -60,18 +60,19 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     _check_logits(network, module, make_example(recipe, settings), len(pixels.classes))
     config = describe_run("train", network, recipe, settings, phases)
     config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
-    if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
-        return settings.out
-    validation = None
-    if split is not None:
-        figure = build_label_figure(pixels, split, settings.retrieval)
-        validation = Validation(module, network.embedding, figure, batches, recipe.validation.options)
-    options = recipe.supervised_optimisation
+    with hold_run(settings):
+        if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
+            return settings.out
+        validation = None
+        if split is not None:
+            figure = build_label_figure(pixels, split, settings.retrieval)
+            validation = Validation(module, network.embedding, figure, batches, recipe.validation.options)
+        options = recipe.supervised_optimisation
 
-    def build(_phase: Phase) -> Step:
-        return ClassStep(module)
+        def build(_phase: Phase) -> Step:
+            return ClassStep(module)
 
-    train_run(module, phases, batches, build, settings, config, options=options, validation=validation)
+        train_run(module, phases, batches, build, settings, config, options=options, validation=validation)
     return settings.out
 
 

@@ -1,10 +1,10 @@
 """The faults: each disturbs a command once and lets the try judge what came of it."""
 
-import os
 import shutil
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -119,11 +119,11 @@ def remove_while_read(trial: Trial) -> None:
         trial.repeat(found)
 
 
-def _remove(path: "os.PathLike[str]") -> None:
-    if os.path.isdir(path):
+def _remove(path: Path) -> None:
+    if path.is_dir():
         shutil.rmtree(path)
     else:
-        os.unlink(path)
+        path.unlink()
 
 
 def turn_back_clock(trial: Trial) -> None:

@@ -108,7 +108,7 @@ def fork_life(
             modules.write_text("\n".join(sys.modules), encoding="utf-8")
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - nothing may go on as the process that forked this one
         import traceback
 
         traceback.print_exc()
@@ -153,7 +153,7 @@ def preload(names: Iterable[str]) -> None:
         if name not in sys.modules and not name.startswith(("__", *NOT_PRELOADED)):
             try:
                 importlib.import_module(name)
-            except Exception:  # noqa: BLE001, S112 - some are there only when others were asked for
+            except Exception:  # noqa: BLE001 - some are there only when others were asked for
                 continue
 
 

@@ -20,6 +20,7 @@ from indistill.durable import name_aside
 from indistill.errors import DataError, ExistsError, IndexFolderError, InputError, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
+from indistill.locking import LOCK, hold_lock
 from indistill.retrieval.build import BuildOptions, IndexPart, IndexType, check_index_output, write_index
 from indistill.retrieval.cluster.chunks import Chunk, count_embedded, gather_chunks, plan_chunks, require_own_chunks
 from indistill.retrieval.cluster.embedding import Work, embed_chunks
@@ -29,13 +30,11 @@ from indistill.retrieval.cluster.shards import GENERATION, list_generations, lis
 from indistill.retrieval.embed import EmbeddedImages
 from indistill.retrieval.segments import Ids
 from indistill.retrieval.store import (
-    LOCK,
     PENDING,
     PENDING_CHUNKS,
     SHARDS,
     Manifest,
     discard_unfinished,
-    hold_lock,
     lock_index,
     require_text,
 )

@@ -14,6 +14,7 @@ from indistill.data.sets import ArraySet, FolderSet, ImageSet, open_images
 from indistill.data.urls import UrlSet
 from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
+from indistill.locking import LOCK
 from indistill.retrieval.build import BuildOptions, IndexType, build_index
 from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.cluster import building
@@ -34,7 +35,6 @@ from indistill.retrieval.opening import open_index
 from indistill.retrieval.selection import Selection
 from indistill.retrieval.store import (
     CURRENT,
-    LOCK,
     MANIFEST,
     PENDING_CHUNKS,
     SHARDS,
