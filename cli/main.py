@@ -114,7 +114,7 @@ def _end_interrupted(error: BaseException) -> NoReturn:
 
 def _describe_file_error(error: OSError) -> str:
     """Returns which file it is about, and the reason of the operating system."""
-    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    place = "" if error.filename is None else f"{error.filename}: "
     return f"{place}{describe_os_error(error)} (--debug shows where)"
 
 
