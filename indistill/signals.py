@@ -3,7 +3,6 @@
 Imports as little as can be: a signal that comes before `catch_signals` is Python's own affair.
 """
 
-import _thread
 import os
 import signal
 import sys
@@ -43,9 +42,9 @@ def catch_signals() -> None:
     """
     _seen.clear()
     _handle(_interrupt)
-    sys.unraisablehook = _raise_again
-    if os.name != "posix":  # other systems take a socket there
+    if os.name != "posix":  # other systems have no such calls
         return
+    sys.unraisablehook = _raise_again
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -81,7 +80,8 @@ def _end(number: int) -> None:
 def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
     if isinstance(lost.exc_value, Interruption):
         _seen.clear()
-        threading.Timer(AGAIN_S, _thread.interrupt_main, (lost.exc_value.number,)).start()
+        main = threading.main_thread().ident
+        threading.Timer(AGAIN_S, signal.pthread_kill, (main, lost.exc_value.number)).start()
     else:
         sys.__unraisablehook__(lost)
 
