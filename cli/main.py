@@ -18,7 +18,7 @@ import typer
 
 from indistill import __version__
 from indistill.errors import IndistillError, InputError, describe_os_error
-from indistill.signals import find_signal
+from indistill.signals import describe_interruption, find_signal
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -104,11 +104,11 @@ def main() -> None:
 
 
 def _end_interrupted(error: BaseException) -> NoReturn:
-    """Prints that the command was interrupted and what the interrupted code noted on the way, how to go on; exits."""
+    """Says that the command was interrupted, and exits."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
-    typer.echo("; ".join(["interrupted", *getattr(found, "__notes__", ())]), err=True)
+    typer.echo(describe_interruption(found), err=True)
     sys.exit(128 + (find_signal() or signal.SIGINT))
 
 

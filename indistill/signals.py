@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
@@ -14,7 +16,7 @@ GRACE_S = 1.5  # for a command to unwind; then it is ended as by SIGKILL, which 
 AGAIN_S = 0.02
 SHOW_CURSOR = b"\x1b[?25h"
 
-_seen: list[int] = []  # the signal that is being acted on
+_seen: list["Interruption"] = []  # the one that is on its way
 
 
 class Interruption(KeyboardInterrupt):
@@ -51,9 +53,27 @@ def catch_signals() -> None:
     threading.Thread(target=_wait_for_signal, args=(reader,), daemon=True).start()
 
 
+@contextmanager
+def keep_handlers() -> Iterator[None]:
+    """Keeps the handlers of the signals, for libraries that put their own in place."""
+    handlers = {number: signal.getsignal(number) for number in CAUGHT}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for number, handler in handlers.items():
+                if handler is not None:  # one that is not Python's cannot be set
+                    signal.signal(number, handler)
+
+
 def find_signal() -> int | None:
     """Returns the number of the signal that is being acted on, None where there is none."""
-    return _seen[0] if _seen else None
+    return _seen[0].number if _seen else None
+
+
+def describe_interruption(error: BaseException | None) -> str:
+    """Returns that the command was interrupted, and what the interrupted code noted on the way: how to go on."""
+    return "; ".join(["interrupted", *getattr(error, "__notes__", ())])
 
 
 def _handle(handler: "signal._HANDLER") -> None:
@@ -64,8 +84,8 @@ def _handle(handler: "signal._HANDLER") -> None:
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     if not _seen:  # else the first one is on its way
-        _seen.append(number)
-        raise Interruption(number)
+        _seen.append(Interruption(number))
+        raise _seen[0]
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> None:
@@ -73,7 +93,8 @@ def _end_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _end(number: int) -> None:
-    os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + b"interrupted\n")
+    line = describe_interruption(_seen[0] if _seen else None) + "\n"
+    os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + line.encode(errors="backslashreplace"))
     os._exit(128 + number)
 
 
