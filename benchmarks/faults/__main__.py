@@ -5,7 +5,8 @@
 Tiny images, tiny networks, one thread. A try prepares a place, starts the command in a process of its own, disturbs it,
 looks at what it left, and gives the command again. Most processes are forked with everything imported, so that a try
 takes a second; half of those that are stopped by a signal, and all with workers, are fresh ones. Needs Linux and root:
-disks are small file systems of their own, and where permission is denied the command runs as nobody.
+disks are small file systems of their own, and where permission is denied the command has no
+rights but those that modes give.
 
 Of each try there must be: nothing lost (the place holds the old result or the new one, and the new one if the command
 said that it was done), nothing half written under a final name, one clear line and a documented exit code (for signals

@@ -13,6 +13,16 @@ from PIL import Image
 
 IMAGES = 48
 SMALL = "--image-size 32 --batch-size 8"
+NETWORKS = """from torch import nn
+
+
+def build(num_classes: int = 2, width: int = 4) -> nn.Module:
+    def convolve(before: int, after: int) -> list[nn.Module]:
+        return [nn.Conv2d(before, after, 3), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 16), nn.ReLU(), nn.Linear(16, num_classes)]
+    return nn.Sequential(*convolve(3, width), *convolve(width, 2 * width), *pool)
+"""
 NOTHING = "nothing"
 
 
@@ -61,8 +71,10 @@ def make_base(base: Path, run: Callable[[str], None]) -> None:
         pixels = source.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((32, 32)).save(path.with_name(f"new-{number:02d}.png"))
         path.unlink()
-    run(f"train --model paper:cnn-a --data {given}/gallery --out {given}/teacher {SMALL} --epochs 2")
-    student = f"--teacher {given}/teacher --student paper:cnn-s --data {given}/gallery --no-report {SMALL}"
+    (given / "networks.py").write_text(NETWORKS, encoding="utf-8")
+    network = f"{given}/networks.py:build"
+    run(f"train --model {network}?width=8 --data {given}/gallery --out {given}/teacher {SMALL} --epochs 2")
+    student = f"--teacher {given}/teacher --student {network} --data {given}/gallery --no-report {SMALL}"
     run(f"compress {student} --out {given}/run --epochs 6")
     run(f"report {given}/run --images 20")
     run(f"export {given}/run --onnx --out {base}/tensor/student.onnx --input tensor")
@@ -140,7 +152,7 @@ def start_hub(here: Path, base: Path) -> None:
     import time
 
     here.mkdir(exist_ok=True)
-    log = here.parent / "hub.log"
+    log = here.parent.parent / "hub.log"
     if not os.fork():
         from tests.export.hub_server import serve_hub
 
@@ -191,7 +203,7 @@ _TRAIN = f"{SMALL} --checkpoint-every 0.05 --device cpu"
 COMMANDS = (
     Command(
         "train",
-        f"train --model paper:cnn-a --data {{given}}/gallery --out {{here}}/run --epochs 20 {_TRAIN}",
+        f"train --model {{given}}/networks.py:build --data {{given}}/gallery --out {{here}}/run --epochs 20 {_TRAIN}",
         copy_from(),
         look_at_run,
         workers="--devices 2",
@@ -199,7 +211,7 @@ COMMANDS = (
     ),
     Command(
         "compress",
-        "compress --teacher {given}/teacher --student paper:cnn-s --data {given}/gallery --out {here}/run --epochs 12 "
+        "compress --teacher {given}/teacher --student {given}/networks.py:build --data {given}/gallery --out {here}/run --epochs 12 "
         + _TRAIN,
         copy_from(),
         look_at_run,

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.faults.lives import Child, Life
-from benchmarks.faults.places import become_nobody, fill_disk, fill_shared_memory, let_clock_jump, set_read_only
-from benchmarks.faults.trial import Trial, open_to_nobody, restore
+from benchmarks.faults.places import fill_disk, fill_shared_memory, give_up_rights, let_clock_jump, set_read_only
+from benchmarks.faults.trial import Trial, restore
 
 STOP_S = 2.0
 PAGE = 4096
@@ -83,14 +83,16 @@ def withhold(trial: Trial) -> None:
     """Permission denied: to write the place, or to read something that is given."""
     hidden = trial.chosen.choice([None, *sorted(_list_given(trial))])
     if hidden is None:
-        trial.here.chmod(0o555)
+        for path in (trial.here, *trial.here.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
     else:
-        open_to_nobody(trial.here)
         (trial.given / hidden).chmod(0)
-    life = trial.start(before=become_nobody).end()
+    life = trial.start(before=give_up_rights).end()
     trial.judge_life(life)
     found = trial.judge_place([life], exact=hidden is None)
     restore(trial.root)
+    for path in (trial.here, *trial.here.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     if life.code:
         trial.repeat(found)
 
@@ -98,7 +100,7 @@ def withhold(trial: Trial) -> None:
 def _list_given(trial: Trial) -> list[str]:
     """Returns what a command reads."""
     words = [word for word in trial.command.line.split() if word.startswith("{given}/")]
-    return [word.removeprefix("{given}/") for word in words]
+    return [word.removeprefix("{given}/").partition(":")[0] for word in words]
 
 
 def remove_while_read(trial: Trial) -> None:

@@ -1,6 +1,5 @@
 """One try: a command, a place for it, and how it ended."""
 
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -193,11 +192,3 @@ def restore(root: Path) -> None:
     given = root / "given"
     shutil.rmtree(given, ignore_errors=True)
     shutil.copytree(root / "pristine", given)
-
-
-def open_to_nobody(folder: Path) -> None:
-    """Gives a folder and all in it to the user nobody."""
-    from benchmarks.faults.places import NOBODY
-
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, NOBODY, NOBODY)
