@@ -134,9 +134,10 @@ def _report_held_run(subject: Subject, images: ImageSet, gallery: ImageSet | Non
     }
     worst = find_worst(embedded["teacher"], embedded["student"])
     figures["worst_queries"] = [_describe_query(query, pixels, embedded) for query in worst]
-    write_text(run.folder / "closeness.json", json.dumps(figures, indent=2) + "\n")
     sections = [*describe_figures(figures), show_queries(worst, pixels, embedded)]
     write_training_report(run.folder / "report.html", run.config, records, sections)
+    # Last: a run that has it is not measured again.
+    write_text(run.folder / "closeness.json", json.dumps(figures, indent=2) + "\n")
     return figures
 
 

@@ -211,8 +211,8 @@ COMMANDS = (
     ),
     Command(
         "compress",
-        "compress --teacher {given}/teacher --student {given}/networks.py:build --data {given}/gallery --out {here}/run --epochs 12 "
-        + _TRAIN,
+        "compress --teacher {given}/teacher --student {given}/networks.py:build --data {given}/gallery "
+        f"--out {{here}}/run --epochs 12 {_TRAIN}",
         copy_from(),
         look_at_run,
         workers="--devices 2",

@@ -1,4 +1,4 @@
-"""Places that fail: a full or read-only disk, a full /dev/shm, rights that lack, a clock that jumps. For Linux and root."""
+"""Places that fail: a full or read-only disk, a full /dev/shm, no rights, a clock that jumps. For Linux and root."""
 
 import ctypes
 import os

@@ -5,6 +5,7 @@ The long version, with kills and signals at random moments, is `python -m benchm
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -41,12 +42,11 @@ def assert_says_once(result: Result, fragment: str) -> None:
     assert result.code == 2
 
 
-@pytest.mark.parametrize("size_bytes", [40_000, 1_000], ids=["weights", "config"])
-def test_a_run_without_room_is_not_complete_and_resumes_to_the_same_weights(places: Places, size_bytes: int) -> None:
-    with limit_files(size_bytes):
+def test_a_run_without_room_is_not_complete_and_resumes_to_the_same_weights(places: Places) -> None:
+    with limit_files(40_000):
         assert_says_once(run_cli(*fill(COMPRESS, places)), "cannot be written: File too large")
     assert not (places["out"] / "student.safetensors").exists()
-    succeed(*fill(COMPRESS, places), *(["--resume"] if (places["out"] / "config.yaml").exists() else []))
+    succeed(*fill(COMPRESS, places), "--resume")
     assert hash_file(places["out"] / "student.safetensors") == hash_file(places["run"] / "student.safetensors")
 
 
@@ -54,7 +54,6 @@ def test_a_run_without_room_is_not_complete_and_resumes_to_the_same_weights(plac
     "line",
     [
         "report {copied_run} --images 40",
-        "export {run} --onnx --out {copied_run}/student.onnx --overwrite",
         "index add {copied_index} {queries}",
         "index build {queries} --model {model} --out {copied_index} --overwrite",
     ],
@@ -90,20 +89,20 @@ def test_a_run_that_another_process_writes_is_left_alone(
         assert snapshot(places["out"]) == before
 
 
-def test_a_gallery_that_may_not_be_read_is_one_line(places: Places, tmp_path: Path) -> None:
-    gallery = tmp_path / "gallery"
+def test_a_gallery_that_may_not_be_read_is_one_line(places: Places) -> None:
+    gallery = places["here"] / "gallery"
     gallery.mkdir(mode=0)
-    line = fill("index build {here}/gallery --model {model} --out {none}", places)
-    user = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
-    for folder in (tmp_path, *tmp_path.parents[:2], *places["model"].parents[:3]):
-        folder.chmod(0o755)
+    line = ["-m", "indistill.cli", *fill("index build {here}/gallery --model {model} --out {none}", places)]
+    as_others = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+    if as_others and shutil.which(as_others[0]) is None:
+        pytest.skip("root may read all")
     done = subprocess.run(
-        [sys.executable, "-m", "indistill.cli", *line],
+        [*as_others, sys.executable, *line],
         capture_output=True,
         text=True,
         env=make_environment(),
         timeout=120,
         check=False,
-        **user,
     )
     assert_refused(Result(done.returncode, done.stdout, done.stderr), str(gallery), "Permission denied")
+    assert not places["none"].exists()
