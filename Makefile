@@ -1,15 +1,19 @@
-# make demo | test | check | fix | bench | docs | clean: each makes the virtual environment first, if it is not there.
+# make demo | test | test-slow | check | fix | bench | docs | clean: each makes the virtual environment first, if it is not there.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: demo test check fix bench docs clean
+.PHONY: demo test test-slow check fix bench docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/indistill demo --out demo-out --overwrite
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 15
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

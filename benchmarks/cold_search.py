@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import describe_machine, format_spread, measure_spread, report_machine, write_figures
-from indistill.config import load_recipe
 from indistill.data.sets import open_folder
 from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
-from indistill.retrieval.build import build_index
-from indistill.retrieval.store import MODEL
+from indistill.retrieval.store.build import build_index
+from indistill.retrieval.store.generations import MODEL
+from indistill.runs.config import load_recipe
 
 SIDE, QUERY_SIDE = 32, 256
 COARSE = 4  # random colours in a row of an image, so that images differ by more than noise

@@ -32,7 +32,8 @@ from PIL import Image
 
 from benchmarks.machine import describe_machine, measure_spread, report_machine, write_figures
 from indistill.data.pixels import load_pixels
-from indistill.data.sets import open_images, sample_images
+from indistill.data.sets import sample_images
+from indistill.data.specs import open_images
 from indistill.export.bench import Protocol, run_bench
 from indistill.export.bench_process import Engine
 from indistill.export.onnx import Exporter, ExportOptions

@@ -21,16 +21,16 @@ import torch
 
 from benchmarks.machine import describe_machine, report_machine, write_figures
 from indistill.cli.walk import STUDENT, TEACHER, TEACHER_EPOCHS
-from indistill.compress import run_compress
-from indistill.config import load_recipe
 from indistill.data.pixels import Pixels, load_pixels
-from indistill.data.sets import open_images
-from indistill.embedding import embed_pixels
+from indistill.data.specs import open_images
+from indistill.distillation.pairing import pair_stages
+from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
-from indistill.pairing import pair_stages
-from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
-from indistill.settings import RunSettings
-from indistill.supervise import run_supervised
+from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
+from indistill.runs.compress import run_compress
+from indistill.runs.config import load_recipe
+from indistill.runs.settings import RunSettings
+from indistill.runs.supervise import run_supervised
 
 SECTIONS = {"supervised": "supervised", "indistill": "optimiser"}  # side: section of its learning rate
 HELD_OUT = 0.25

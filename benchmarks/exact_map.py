@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.machine import describe_machine, format_spread, measure_spread, report_machine, write_figures
-from indistill.retrieval.metrics import Labels, Vectors, evaluate_vectors, normalise_rows
+from indistill.retrieval.evaluation.metrics import Labels, Vectors, evaluate_vectors, normalise_rows
 
 CLASSES = 10
 BATCH = 128

@@ -27,11 +27,11 @@ from indistill.data.sets import open_folder
 from indistill.errors import IndistillError
 from indistill.export.session import EmbeddingSession
 from indistill.progress import show_progress
-from indistill.retrieval.build import BuildOptions, build_index
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.upkeep import compact_index, verify_index
+from indistill.retrieval.store.build import BuildOptions, build_index
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import compact_index, verify_index
 
 COMMANDS = ("build", "add", "remove", "sync", "compact")
 LONGEST_S = 0.25
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     source, totals = random.Random(options.seed), {command: Counter[str]() for command in COMMANDS}
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["indistill.retrieval.upkeep"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["indistill.retrieval.store.upkeep"])
     folder = Path(tempfile.mkdtemp(prefix="index-kills-"))
     try:
         model = make_model(folder)

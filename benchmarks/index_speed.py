@@ -22,12 +22,12 @@ from benchmarks.index_kills import draw_picture
 from indistill.data.sets import open_folder
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.progress import show_progress
-from indistill.retrieval.build import build_index, name_segment, write_faiss
-from indistill.retrieval.catalogue import NewItem, edit_catalogue
-from indistill.retrieval.changes import add_images, sync_folder
 from indistill.retrieval.index import Index
-from indistill.retrieval.segments import write_segment
-from indistill.retrieval.store import (
+from indistill.retrieval.index_types.types import make_faiss
+from indistill.retrieval.store.build import build_index, name_segment, write_faiss
+from indistill.retrieval.store.catalogue import NewItem, edit_catalogue
+from indistill.retrieval.store.changes import add_images, sync_folder
+from indistill.retrieval.store.generations import (
     CATALOGUE,
     FAISS,
     MODEL,
@@ -38,7 +38,7 @@ from indistill.retrieval.store import (
     lock_index,
     write_skipped,
 )
-from indistill.retrieval.types import make_faiss
+from indistill.retrieval.store.segments import write_segment
 
 ROUNDS = 5
 

@@ -13,9 +13,9 @@ import faiss
 import numpy as np
 
 from benchmarks.machine import describe_machine, format_spread, measure_spread, report_machine, write_figures
-from indistill.retrieval.choose import Targets, choose_type
-from indistill.retrieval.trials import ROUNDING, Trial
-from indistill.retrieval.types import FaissIndex, Vectors, make_faiss, search_faiss, set_parameters
+from indistill.retrieval.index_types.choose import Targets, choose_type
+from indistill.retrieval.index_types.trials import ROUNDING, Trial
+from indistill.retrieval.index_types.types import FaissIndex, Vectors, make_faiss, search_faiss, set_parameters
 
 INTRINSIC = 32
 VECTORS_PER_CLASS, CLASSES = 500, (200, 2000)  # mean, and the least and most of classes

@@ -30,8 +30,8 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import list_images
 from indistill.retrieval.embed import embed_files
 from indistill.retrieval.index import Index
-from indistill.retrieval.store import SKIPPED, name_generation, read_manifest
-from indistill.retrieval.upkeep import verify_index
+from indistill.retrieval.store.generations import SKIPPED, name_generation, read_manifest
+from indistill.retrieval.store.upkeep import verify_index
 
 BLOCK, BLOCK_LIMIT_S, BUILD_LIMIT_S = 500, 600, 3600
 HEADER_BYTES = 64  # a sixth of the changes fall in here, where sizes and formats stand

@@ -23,13 +23,13 @@ from PIL import Image
 from benchmarks.machine import describe_machine, report_machine, write_figures
 from indistill.data.sets import FolderSet, open_folder
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import BuildOptions, IndexPart, IndexType, build_index, write_index
 from indistill.retrieval.cluster.building import Spread, add_in_tasks, build_on_cluster
 from indistill.retrieval.cluster.chunks import gather_chunks, plan_chunks, write_chunk
 from indistill.retrieval.cluster.runtime import require_ray
 from indistill.retrieval.embed import EmbeddedImages, ImageFile
-from indistill.retrieval.store import lock_index
-from indistill.retrieval.types import add_to_faiss, train_faiss
+from indistill.retrieval.index_types.types import add_to_faiss, train_faiss
+from indistill.retrieval.store.build import BuildOptions, IndexPart, IndexType, build_index, write_index
+from indistill.retrieval.store.generations import lock_index
 
 WORKERS = (1, 2, 4)
 CENTRES, CHUNK = 1000, 8192

@@ -22,14 +22,15 @@ import psutil
 
 from benchmarks.index_types import make_vectors
 from benchmarks.machine import describe_machine, report_machine, write_figures
-from indistill.data.sets import ImageSet, SampledSet, open_images
+from indistill.data.sets import ImageSet, SampledSet
+from indistill.data.specs import open_images
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.retrieval.build import name_segment, write_faiss
 from indistill.retrieval.capacity import count_lists, find_probing
-from indistill.retrieval.catalogue import NewItem, edit_catalogue
 from indistill.retrieval.embed import embed_files
-from indistill.retrieval.segments import write_segment
-from indistill.retrieval.types import make_faiss
+from indistill.retrieval.index_types.types import make_faiss
+from indistill.retrieval.store.build import name_segment, write_faiss
+from indistill.retrieval.store.catalogue import NewItem, edit_catalogue
+from indistill.retrieval.store.segments import write_segment
 
 RECALL, DIMENSION = 0.95, 128
 WORKERS, SIZES, COUNTS = (1, 2, 4), (10**4, 10**5, 10**6), (1_000, 10_000, 100_000_000)

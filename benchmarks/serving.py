@@ -29,7 +29,7 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.build import build_index
+from indistill.retrieval.store.build import build_index
 
 WIDTH, HEIGHT, COARSE = 500, 375, 12
 TARGET_THROUGHPUT, TARGET_P95 = 0.8, 4.0

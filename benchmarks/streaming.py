@@ -24,10 +24,10 @@ from time import perf_counter
 import torch
 
 from benchmarks.machine import describe_machine, format_spread, measure_spread, report_machine, write_figures
-from indistill.config import load_recipe
 from indistill.data.batches import Batches
 from indistill.data.pixels import open_pixels
-from indistill.data.sets import open_images
+from indistill.data.specs import open_images
+from indistill.runs.config import load_recipe
 
 EPOCHS, BATCH = 3, 32
 

@@ -19,7 +19,8 @@ import yaml
 
 from indistill.cli.main import main as run_main
 from indistill.cli.walk import write_images
-from indistill.data.sets import open_images, sample_images
+from indistill.data.sets import sample_images
+from indistill.data.specs import open_images
 from indistill.export.session import EmbeddingSession
 
 SIDE, IMAGES, QUERIES = 64, 64, 32

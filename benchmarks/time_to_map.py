@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks.cifar10 import VARIANTS, make_run, read_figures
 from benchmarks.machine import describe_machine, report_machine, write_figures
 from benchmarks.training_step import STEPS_PER_EPOCH, STUDENT_WIDTHS, time_step
-from indistill.compress import plan_curriculum
-from indistill.config import load_recipe
+from indistill.runs.compress import plan_curriculum
+from indistill.runs.config import load_recipe
 
 IMAGES, THREADS, WARM_UP = 50_000, 2, 10
 

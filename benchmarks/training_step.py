@@ -5,7 +5,7 @@
 Batch 128, teacher paper:cnn-a, student paper:cnn-s, recipe paper, both untrained. The images are random bytes: the
 time of a step does not depend on what they show.
 
-Ours is `indistill.training.train` itself, with its batches, steps and Adam. Plain is written here from the method's
+Ours is `indistill.training.loop.train`, with its batches, steps and Adam. Plain is written here from the method's
 description: images one by one through PIL in two loader workers; at each step the whole teacher (in eval mode, its
 autograd graph built), a pruned copy of its stages and the whole student, of which one loss is used; a new Adam every
 epoch. Its targets are detached, so that backward stops there.
@@ -37,15 +37,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.machine import describe_machine, format_spread, measure_spread, report_machine, write_figures
-from indistill.compress import plan_curriculum
-from indistill.config import Recipe, load_recipe
-from indistill.curriculum import Phase
+from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distill import Distillation, build_step, build_terms
+from indistill.distillation.distill import Distillation, build_step, build_terms
+from indistill.distillation.pairing import pair_stages
 from indistill.models.loading import load_network
-from indistill.pairing import pair_stages
-from indistill.training import Record, Step, train
+from indistill.runs.compress import plan_curriculum
+from indistill.runs.config import Recipe, load_recipe
+from indistill.training.loop import Record, Step, train
 
 CLASSES = 10
 STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from indistill.cli.inputs import report_skipped
 from indistill.closeness import MINIMUM_IMAGES, measure_overlaps, prepare_vectors
 from indistill.data.pixels import require_readable
-from indistill.data.sets import UNLABELLED, open_images, sample_images
+from indistill.data.sets import UNLABELLED, sample_images
+from indistill.data.specs import open_images
 from indistill.errors import DataError, InputError
 from indistill.export.bench import Examination
 from indistill.export.bench_report import Include, Quality
 from indistill.export.session import Embeddings
 from indistill.images import SkippedImage, decode_image
-from indistill.retrieval.evaluate import measure_map_among
+from indistill.retrieval.evaluation.evaluate import measure_map_among
 
 IMAGES = 64
 JPEG_QUALITY = 90

@@ -9,7 +9,7 @@ from indistill.cli.output import print_json, print_table
 from indistill.errors import IndistillError
 from indistill.export.bench_compare import Change, list_regressions
 from indistill.export.bench_report import BenchReport, Include, Quality, Result, Row
-from indistill.runs import write_text
+from indistill.run_folder import write_text
 
 NONE = "-"
 INCLUDED: dict[Include, str] = {
@@ -104,7 +104,7 @@ def require_no_regression(changes: Sequence[Change], old: str) -> None:
 
 def write_bench_page(page: Path, report: BenchReport) -> None:
     """Writes one page that needs no other file: a chart for each batch size and number of threads, and the table."""
-    from indistill.report import ReportSection, render_report
+    from indistill.reports.page import ReportSection, render_report
 
     header, rows = tabulate_bench(report)
     charts = [
@@ -137,7 +137,7 @@ def draw_results(results: Sequence[Result], report: BenchReport) -> str:
     """
     from matplotlib.figure import Figure
 
-    from indistill.report import save_svg
+    from indistill.reports.page import save_svg
 
     quality, models = _find_quality(report), _name_models(report)
     figure = Figure(figsize=(9, 3.8), layout="constrained")

@@ -14,17 +14,18 @@ from indistill.cli.inputs import load_untrained
 from indistill.cli.output import print_closeness_briefly
 from indistill.closeness import EmbeddedImages, measure_closeness, measure_overlaps, prepare_vectors
 from indistill.data.pixels import Pixels, load_pixels
-from indistill.data.sets import ImageSet, locate_data, sample_images
-from indistill.embedding import embed_pixels
+from indistill.data.sets import ImageSet, sample_images
+from indistill.data.specs import locate_data
 from indistill.errors import InputError
 from indistill.hashing import hash_file
 from indistill.locking import hold_lock
+from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray
 from indistill.progress import make_console, show_progress
-from indistill.report import Picture, ReportSection, encode_thumbnail, write_training_report
-from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
-from indistill.runs import Run, read_metrics, read_run, write_text
+from indistill.reports.page import Picture, ReportSection, encode_thumbnail, write_training_report
+from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
+from indistill.run_folder import Run, read_metrics, read_run, write_text
 
 SCHEMA_VERSION = 1
 IMAGES = 1000

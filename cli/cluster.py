@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from indistill.data.sets import ImageSet
     from indistill.export.session import EmbeddingSession
     from indistill.images import SkippedImage
-    from indistill.retrieval.build import BuildOptions
-    from indistill.retrieval.store import Manifest
+    from indistill.retrieval.store.build import BuildOptions
+    from indistill.retrieval.store.generations import Manifest
 
     Builder: TypeAlias = Callable[
         [ImageSet, EmbeddingSession, Path, BuildOptions, Callable[[int], None]], tuple[Manifest, list[SkippedImage]]
@@ -58,7 +58,7 @@ def choose_builder(
         ExistsError: `out` is something else, or may not be overwritten.
         InputError: options of Ray without it, Ray is not installed, or the embeddings would lie in the index.
     """
-    from indistill.retrieval.build import build_index, check_index_output
+    from indistill.retrieval.store.build import build_index, check_index_output
 
     if engine == "local":
         given = {"--address": address, "--shards": shards, "--embeddings": embeddings}

@@ -12,17 +12,18 @@ import numpy as np
 from indistill import __version__
 from indistill.cli.bench_images import read_encoded
 from indistill.cli.inputs import report_skipped
-from indistill.comparison import Group
 from indistill.data.pixels import Pixels, load_pixels
-from indistill.data.sets import ArraySet, FolderSet, ImageSet, open_images, require_labels
+from indistill.data.sets import ArraySet, FolderSet, ImageSet, require_labels
+from indistill.data.specs import open_images
 from indistill.errors import DataError, InputError
 from indistill.export.bench import Protocol, count_turns, run_bench
 from indistill.export.bench_process import Engine
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress
-from indistill.retrieval.evaluate import METRICS, LabelledVectors, evaluate_retrieval
-from indistill.runs import Run, read_metrics, write_text
+from indistill.reports.comparison import Group
+from indistill.retrieval.evaluation.evaluate import METRICS, LabelledVectors, evaluate_retrieval
+from indistill.run_folder import Run, read_metrics, write_text
 
 TIMED_IMAGES = 8
 ROUNDS = 5
@@ -204,7 +205,7 @@ def time_groups(groups: Sequence[Group], data: str | None, root: Path | None, th
 
 
 def _measure(run: Run, evaluated: Evaluated, cache: PixelCache) -> dict[str, dict[str, float]]:
-    from indistill.embedding import embed_pixels
+    from indistill.models.embedding import embed_pixels
     from indistill.models.loading import load_network
 
     network = load_network(str(run.folder))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from indistill.data.sets import check_data_spec
+from indistill.data.specs import check_data_spec
 from indistill.models.files import check_weights_file
 from indistill.models.specs import check_name, parse_model_spec
 

@@ -14,8 +14,8 @@ from indistill.export.session import EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
 from indistill.progress import show_progress
-from indistill.retrieval.evaluate import LabelledVectors
-from indistill.retrieval.metrics import Vectors
+from indistill.retrieval.evaluation.evaluate import LabelledVectors
+from indistill.retrieval.evaluation.metrics import Vectors
 from indistill.retrieval.opening import Location, open_index, open_model
 from indistill.retrieval.protocol import SearchIndex
 
@@ -103,7 +103,7 @@ def _open_embedder(choice: ModelChoice) -> tuple[Callable[[PixelArray], Vectors]
     if choice.model.endswith(".onnx"):
         session = EmbeddingSession(Path(choice.model))
         return lambda pixels: _embed_in_batches(session, pixels), session.artefact.preprocessing
-    from indistill.embedding import embed_pixels
+    from indistill.models.embedding import embed_pixels
 
     described = load_described(choice.model, weights=choice.weights, recipe=choice.recipe, items=choice.items)
     warn_of_random_weights(described.network, "model", "--weights")

@@ -11,7 +11,7 @@ from indistill.export.bench_engines import ENGINES, EngineKind, find_missing
 from indistill.export.bench_process import Engine
 from indistill.export.session import EmbeddingSession
 from indistill.preprocess import Preprocessing
-from indistill.runs import Run, read_run
+from indistill.run_folder import Run, read_run
 
 OF_NETWORKS: tuple[EngineKind, ...] = ("pytorch", "compiled")
 ON_REQUEST: tuple[EngineKind, ...] = ("compiled",)  # compiling takes longer than all the rest of a bench

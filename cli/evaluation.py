@@ -7,17 +7,30 @@ from pathlib import Path
 import numpy as np
 
 from indistill.cli.embedding import ModelChoice, Subject, embed_by_index, embed_by_model
-from indistill.data.sets import ImageSet, open_images, require_labels
+from indistill.data.sets import ImageSet, require_labels
+from indistill.data.specs import open_images
 from indistill.errors import InputError
 from indistill.progress import show_progress
-from indistill.retrieval.deployed import DEFAULT_DEPTH, DeployedFigures, Deployment, measure_deployed
-from indistill.retrieval.evaluate import METRICS, WITHOUT_CLASSES, Protocol, count_empty_as_zero, list_empty, make_task
-from indistill.retrieval.ground_truth import JUDGED_KS, Judgement, locate_judgements, read_ground_truth
-from indistill.retrieval.judged import make_judged_task, measure_judged_deployed, measure_judged_exactly, settle_empty
-from indistill.retrieval.metrics import DEFAULT_KS, Metric, QueryFigures, Task, measure_queries
+from indistill.retrieval.evaluation.deployed import DEFAULT_DEPTH, DeployedFigures, Deployment, measure_deployed
+from indistill.retrieval.evaluation.evaluate import (
+    METRICS,
+    WITHOUT_CLASSES,
+    Protocol,
+    count_empty_as_zero,
+    list_empty,
+    make_task,
+)
+from indistill.retrieval.evaluation.ground_truth import JUDGED_KS, Judgement, locate_judgements, read_ground_truth
+from indistill.retrieval.evaluation.judged import (
+    make_judged_task,
+    measure_judged_deployed,
+    measure_judged_exactly,
+    settle_empty,
+)
+from indistill.retrieval.evaluation.metrics import DEFAULT_KS, Metric, QueryFigures, Task, measure_queries
+from indistill.retrieval.evaluation.ranks import Ranks
 from indistill.retrieval.opening import Location, locate_index
-from indistill.retrieval.ranks import Ranks
-from indistill.retrieval.store import CURRENT, SHARDS
+from indistill.retrieval.store.generations import CURRENT, SHARDS
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from markupsafe import Markup
 from indistill.cli.evaluation import Conduct, Measurement
 from indistill.data.sets import FolderSet, ImageSet
 from indistill.errors import DataError, ExistsError, InputError, describe_os_error
-from indistill.retrieval.deployed import locate_ids
+from indistill.retrieval.evaluation.deployed import locate_ids
+from indistill.retrieval.evaluation.metrics import JUNK, Figures, Vectors, normalise_rows
+from indistill.retrieval.evaluation.page import render_evaluation
+from indistill.retrieval.evaluation.ranks import Ranks
 from indistill.retrieval.index import Hit
-from indistill.retrieval.metrics import JUNK, Figures, Vectors, normalise_rows
-from indistill.retrieval.page import render_evaluation
-from indistill.retrieval.ranks import Ranks
 from indistill.retrieval.sheet import SheetRow, render_rows
 
 QUERIES_SHOWN, HITS_SHOWN = 8, 6

@@ -11,8 +11,8 @@ import typer
 from indistill.cli.evaluation import Conduct, Measurement, are_paired
 from indistill.cli.output import print_json, print_table
 from indistill.cli.stdout import emit
-from indistill.retrieval.intervals import LEVEL, RESAMPLES, SEED, Estimate, estimate_means
-from indistill.retrieval.metrics import JUNK, Figures, QueryFigures
+from indistill.retrieval.evaluation.intervals import LEVEL, RESAMPLES, SEED, Estimate, estimate_means
+from indistill.retrieval.evaluation.metrics import JUNK, Figures, QueryFigures
 
 Table = tuple[list[str], list[list[str]]]
 

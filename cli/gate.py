@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indistill.data.pixels import Pixels
-from indistill.data.sets import locate_data, open_images, sample_images
+from indistill.data.sets import sample_images
+from indistill.data.specs import locate_data, open_images
 from indistill.errors import InputError
 from indistill.export.quantise import MINIMUM_IMAGES, check_calibration
 from indistill.export.verify import Quality
 from indistill.images import SkippedImage
 from indistill.preprocess import PixelArray, Preprocessing
-from indistill.split import has_classes
+from indistill.training.split import has_classes
 
 CALIBRATION_IMAGES = 256
 
@@ -80,7 +81,7 @@ def make_quality(pixels: Pixels, chosen: NDArray[np.int64]) -> Quality | None:
         pixels: images with their classes.
         chosen: positions (N,) of the images whose vectors are measured.
     """
-    from indistill.retrieval.evaluate import measure_map_among
+    from indistill.retrieval.evaluation.evaluate import measure_map_among
 
     labels = pixels.labels[chosen]
     known = labels >= 0

@@ -11,18 +11,18 @@ from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import IndexFolderError
 from indistill.retrieval.opening import Location, count_outside
-from indistill.retrieval.store import NO_SOURCE, PENDING, Manifest
+from indistill.retrieval.store.generations import NO_SOURCE, PENDING, Manifest
 
 if TYPE_CHECKING:
-    from indistill.retrieval.edit import Changes
     from indistill.retrieval.milvus.location import MilvusLocation
     from indistill.retrieval.milvus.push import Pushed
-    from indistill.retrieval.upkeep import Verification
+    from indistill.retrieval.store.edit import Changes
+    from indistill.retrieval.store.upkeep import Verification
 
 
 def report_kept(folder: Path, model_sha256: str) -> None:
     """Says on standard error that a build which was cut off goes on."""
-    from indistill.retrieval.journal import count_kept  # which brings ONNX Runtime
+    from indistill.retrieval.store.journal import count_kept  # which brings ONNX Runtime
 
     if kept := count_kept(folder / PENDING, model_sha256):
         typer.echo(f"going on: {kept:,} embeddings of a command that was cut off are kept", err=True)

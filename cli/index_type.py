@@ -11,8 +11,8 @@ from indistill.errors import InputError
 
 if TYPE_CHECKING:
     from indistill.export.session import Embeddings
-    from indistill.retrieval.build import IndexType
-    from indistill.retrieval.trials import Trial
+    from indistill.retrieval.index_types.trials import Trial
+    from indistill.retrieval.store.build import IndexType
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 TIMES_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -54,9 +54,9 @@ def make_chooser(
     Raises:
         InputError: a limit cannot be read, both ways are asked for, or the type is none that an index can have.
     """
-    from indistill.retrieval.build import IndexType
-    from indistill.retrieval.choose import Targets, choose_type
-    from indistill.retrieval.types import check_factory, warn_of_factory
+    from indistill.retrieval.index_types.choose import Targets, choose_type
+    from indistill.retrieval.index_types.types import check_factory, warn_of_factory
+    from indistill.retrieval.store.build import IndexType
 
     if factory is not None:
         given = {"--recall": recall, "--max-memory": max_memory, "--max-latency": max_latency}

@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from indistill.config import Recipe, load_recipe, parse_overrides, validate_recipe
 from indistill.data.pixels import Pixels, Share, StreamedPixels, load_pixels, open_pixels
-from indistill.data.sets import ImageSet, open_images, sample_images
+from indistill.data.sets import ImageSet, sample_images
+from indistill.data.specs import open_images
 from indistill.errors import ExistsError, InputError, ModelError
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
 from indistill.progress import make_console, show_progress, show_status
-from indistill.runs import Run, read_environment, read_run
+from indistill.run_folder import Run, read_environment, read_run
+from indistill.runs.config import Recipe, load_recipe, parse_overrides, validate_recipe
 
 if TYPE_CHECKING:
     from indistill.export.onnx import Provenance
@@ -52,7 +53,7 @@ def load_described(
     """
     from indistill.export.onnx import Provenance
     from indistill.models.loading import load_network
-    from indistill.stages import check_image_size
+    from indistill.stages.graph import check_image_size
 
     folder = Path(model.partition("?")[0])
     run = read_run(folder) if (folder / "config.yaml").is_file() else None
@@ -107,7 +108,7 @@ def read_recipe(
 
 def read_training_pixels(images: ImageSet, recipe: Recipe) -> Pixels | StreamedPixels:
     """Returns the pixels of a set, in memory or streamed, with a progress bar; says how many images were skipped."""
-    from indistill.processes import count_processes, exchange, get_rank
+    from indistill.parallel.processes import count_processes, exchange, get_rank
 
     share = Share(get_rank(), count_processes(), exchange)
     with show_progress(f"reading {images.name}", len(images.names)) as advance:
@@ -154,9 +155,9 @@ def load_auxiliary(
     """
     import torch
 
-    from indistill.auxiliary import FAR_APART, choose_auxiliary
     from indistill.models.loading import check_trainable, load_network
     from indistill.models.students import StudentChoice, make_student, parse_width
+    from indistill.runs.auxiliary import FAR_APART, choose_auxiliary
 
     if spec == "none":
         return None

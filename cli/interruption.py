@@ -49,7 +49,7 @@ def explain_run(command: Callable[..., None]) -> Callable[..., None]:
 
 def _look(out: Path) -> list[int | None]:
     """Returns when the configuration of a run and its weights were written, None for what is not there."""
-    from indistill.runs import WEIGHTS_NAMES
+    from indistill.run_folder import WEIGHTS_NAMES
 
     files = [out / name for name in ("config.yaml", *WEIGHTS_NAMES.values())]
     return [file.stat().st_mtime_ns if file.is_file() else None for file in files]

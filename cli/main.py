@@ -63,7 +63,7 @@ def build_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
     app.callback()(set_up)
     for name in names:
-        module = importlib.import_module(f"indistill.cli.{name}")
+        module = importlib.import_module(f"indistill.cli.commands.{name}")
         if name == "index":
             app.add_typer(module.app, name=name)
         else:
@@ -123,7 +123,7 @@ def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
     if "torch" not in sys.modules:
         typer.echo(line, err=True)
     else:
-        from indistill.processes import claim_failure, count_processes
+        from indistill.parallel.processes import claim_failure, count_processes
 
         if claim_failure(doubtful=doubtful):
             typer.echo(line, file=sys.__stderr__ if count_processes() > 1 else sys.stderr)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from indistill.precision import PrecisionName
+from indistill.training.precision import PrecisionName
 
 DataOption = Annotated[
     str,

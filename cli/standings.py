@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from indistill.cli.output import print_json, print_table
 from indistill.errors import ExistsError
-from indistill.report import ReportSection, render_report, save_svg
-from indistill.runs import write_text
+from indistill.reports.page import ReportSection, render_report, save_svg
+from indistill.run_folder import write_text
 
 MAP, RECALL, OVERLAP, LOSS = "cosine.map", "cosine.recall@1", "neighbour_overlap", "last_loss"
 COLUMNS = {  # title, factor and format of each figure that has a column

@@ -9,7 +9,7 @@ from indistill.progress import make_console
 if TYPE_CHECKING:
     from indistill.models.fitting import Trial
     from indistill.models.students import StudentChoice
-    from indistill.settings import RunSettings
+    from indistill.runs.settings import RunSettings
 
 
 def choose_student(
@@ -23,7 +23,7 @@ def choose_student(
     """
     from indistill.models.fitting import Target, parse_latency, parse_size
     from indistill.models.students import StudentChoice, check_choice, parse_width
-    from indistill.resume import read_width
+    from indistill.runs.resume import read_width
 
     target = None
     if latency is not None or size is not None:

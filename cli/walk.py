@@ -9,27 +9,28 @@ import torch
 
 from indistill.cli.embedding import embed_index_queries
 from indistill.cli.inputs import load_described
-from indistill.compress import run_compress
-from indistill.config import Recipe, load_recipe
 from indistill.data.pixels import Pixels, load_pixels
-from indistill.data.sets import ImageSet, open_folder, open_images
-from indistill.embedding import embed_pixels
+from indistill.data.sets import ImageSet, open_folder
+from indistill.data.specs import open_images
+from indistill.distillation.pairing import pair_stages
 from indistill.errors import ExistsError
 from indistill.export.bench import Protocol, run_bench
 from indistill.export.bench_process import Engine
 from indistill.export.bench_report import BenchReport
 from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
+from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
-from indistill.pairing import pair_stages
-from indistill.report import ReportSection, draw_curves, render_report
-from indistill.retrieval.build import build_index
-from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
+from indistill.reports.page import ReportSection, draw_curves, render_report
+from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import STYLE, SheetRow, render_rows
-from indistill.runs import check_no_file_above, read_metrics, read_run, write_text
-from indistill.settings import RunSettings
-from indistill.supervise import run_supervised
+from indistill.retrieval.store.build import build_index
+from indistill.run_folder import check_no_file_above, read_metrics, read_run, write_text
+from indistill.runs.compress import run_compress
+from indistill.runs.config import Recipe, load_recipe
+from indistill.runs.settings import RunSettings
+from indistill.runs.supervise import run_supervised
 
 TEACHER, STUDENT = "paper:resnet18?width=16", "paper:cnn-s"
 TEACHER_EPOCHS = 12

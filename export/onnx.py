@@ -29,7 +29,7 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.export.verify import Agreement, Quality, find_failures, measure_agreement, require_agreement
 from indistill.models.loading import Network
 from indistill.preprocess import PixelArray, Preprocessing
-from indistill.stages import Embedder, end_at_embedding, freeze
+from indistill.stages.graph import Embedder, end_at_embedding, freeze
 
 OPSET = 20
 EXAMPLE_BATCH = 2  # a batch of one may be taken for a constant

@@ -17,11 +17,11 @@ import numpy as np
 from indistill.data.sets import ImageSet
 from indistill.errors import DataError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.catalogue import NewItem, edit_catalogue
-from indistill.retrieval.choose import EXACT_VALUES, LISTS_PER_ROOT
 from indistill.retrieval.embed import embed_files
-from indistill.retrieval.trials import ID_BYTES, one_thread
-from indistill.retrieval.types import EXACT, POINTS_PER_LIST, Vectors
+from indistill.retrieval.index_types.choose import EXACT_VALUES, LISTS_PER_ROOT
+from indistill.retrieval.index_types.trials import ID_BYTES, one_thread
+from indistill.retrieval.index_types.types import EXACT, POINTS_PER_LIST, Vectors
+from indistill.retrieval.store.catalogue import NewItem, edit_catalogue
 
 CODE_BYTES = {"SQ8": 1, "SQfp16": 2, "Flat": 4}  # of a value of a vector
 ITERATIONS = 10  # of k-means, FAISS's default for IVF

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from indistill.errors import InputError
 from indistill.export.session import Embeddings
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.protocol import SearchIndex
+from indistill.retrieval.store.catalogue import CatalogueItem
 
 Positions = NDArray[np.int64]
 BLOCK = 1024  # images compared with as many others at once

@@ -13,7 +13,7 @@ from indistill.errors import DataError, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage, read_pixels
 from indistill.preprocess import PixelArray
-from indistill.retrieval.catalogue import is_text
+from indistill.retrieval.store.catalogue import is_text
 
 BATCH_SIZE = 32
 AHEAD = 4 * BATCH_SIZE  # images read before they are needed

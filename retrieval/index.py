@@ -12,10 +12,10 @@ from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.images import ImageSource
-from indistill.retrieval.catalogue import Catalogue, CatalogueItem
+from indistill.retrieval.index_types.types import can_filter, read_faiss, search_faiss, set_parameters
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
-from indistill.retrieval.segments import Ids, Segments
-from indistill.retrieval.store import (
+from indistill.retrieval.store.catalogue import Catalogue, CatalogueItem
+from indistill.retrieval.store.generations import (
     AGAIN,
     CATALOGUE,
     FAISS,
@@ -26,7 +26,7 @@ from indistill.retrieval.store import (
     read_generation,
     require_whole,
 )
-from indistill.retrieval.types import can_filter, read_faiss, search_faiss, set_parameters
+from indistill.retrieval.store.segments import Ids, Segments
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where

@@ -14,10 +14,10 @@ from indistill.retrieval.milvus.location import SERVER, MilvusLocation, is_milvu
 
 if TYPE_CHECKING:
     from indistill.export.session import EmbeddingSession
-    from indistill.retrieval.edit import Changes, Edit
     from indistill.retrieval.protocol import SearchIndex
-    from indistill.retrieval.store import Manifest
-    from indistill.retrieval.upkeep import Verification
+    from indistill.retrieval.store.edit import Changes, Edit
+    from indistill.retrieval.store.generations import Manifest
+    from indistill.retrieval.store.upkeep import Verification
 
 Location: TypeAlias = Path | MilvusLocation
 
@@ -113,7 +113,7 @@ def describe_index(location: Location) -> "Manifest":
         with open_index(location) as index:
             return index.manifest
     from indistill.retrieval.cluster.shards import list_shards
-    from indistill.retrieval.store import read_manifest
+    from indistill.retrieval.store.generations import read_manifest
 
     shards = list_shards(location)
     if shards is None:
@@ -126,7 +126,7 @@ def describe_index(location: Location) -> "Manifest":
 def verify_any(folder: Path, on_progress: Callable[[int], None] = lambda _: None) -> "Verification":
     """Returns what is wrong with an index, or with the shards of a folder; see `verify_index`."""
     from indistill.retrieval.cluster.shards import list_shards
-    from indistill.retrieval.upkeep import Verification, verify_index
+    from indistill.retrieval.store.upkeep import Verification, verify_index
 
     shards = list_shards(folder)
     if shards is None:
@@ -142,9 +142,9 @@ def count_outside(location: Location) -> int:
     Raises:
         IndexFolderError: it is no index, is damaged, or cannot be reached.
     """
-    from indistill.retrieval.catalogue import Catalogue
     from indistill.retrieval.cluster.shards import list_shards
-    from indistill.retrieval.store import CATALOGUE, name_generation, read_generation
+    from indistill.retrieval.store.catalogue import Catalogue
+    from indistill.retrieval.store.generations import CATALOGUE, name_generation, read_generation
     from indistill.retrieval.where import parse_where
 
     outside = parse_where("path >= '/' and path < '0'")  # begins with a slash; Milvus has no such `like`
@@ -168,7 +168,7 @@ def change_index(location: Location) -> Iterator["SearchIndex"]:
         IndexFolderError: it cannot be used, or another process changes it.
         InputError: the folder cannot be written to.
     """
-    from indistill.retrieval.store import lock_index
+    from indistill.retrieval.store.generations import lock_index
 
     folder, remote = (location.work, True) if isinstance(location, MilvusLocation) else (location, False)
     if remote:
@@ -186,7 +186,7 @@ def apply_edit(index: "SearchIndex", edit: "Edit") -> "Changes":
 
     apply: Callable[..., Changes]
     if isinstance(index, Index):
-        from indistill.retrieval.edit import apply_edit as apply
+        from indistill.retrieval.store.edit import apply_edit as apply
     else:
         from indistill.retrieval.milvus.edit import apply_edit as apply
     return apply(index, edit)

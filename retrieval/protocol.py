@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import ImageSource
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.index import Hit
-from indistill.retrieval.segments import Ids
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.store.catalogue import CatalogueItem
+from indistill.retrieval.store.generations import Manifest
+from indistill.retrieval.store.segments import Ids
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from indistill.export.session import Embeddings
-from indistill.retrieval.segments import Ids
+from indistill.retrieval.store.segments import Ids
 
 NOTHING = -1  # the id where there is no hit
 BLOCK = 65_536  # vectors in memory at once

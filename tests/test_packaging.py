@@ -15,6 +15,20 @@ from indistill import errors
 ROOT = Path(__file__).parents[1]
 TOP = ("export", "retrieval", "cli")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LAYERS = (  # of indistill/, the folders from the lowest up; none imports one that stands after it
+    "parallel",
+    "data",
+    "stages",
+    "pruning",
+    "models",
+    "losses",
+    "recipes",
+    "curriculum",
+    "training",
+    "distillation",
+    "reports",
+    "runs",
+)
 TORCH_FREE = {
     "indistill.durable",
     "indistill.errors",
@@ -23,6 +37,7 @@ TORCH_FREE = {
     "indistill.preprocess",
     "indistill.progress",
     "indistill.data.sets",
+    "indistill.data.specs",
     "indistill.data.shards",
     "indistill.data.ahead",
     "indistill.data.cub",
@@ -100,6 +115,23 @@ def test_imports_go_in_one_direction() -> None:
     assert wrong == []
 
 
+def find_layer(module: str) -> int:
+    """Returns where a module of indistill/ stands among the layers; -1 beside the folders, below them all."""
+    folder = module.split(".")[1]
+    return LAYERS.index(folder) if (ROOT / "indistill" / folder).is_dir() else -1
+
+
+def test_no_folder_imports_one_above_it() -> None:
+    wrong = [
+        f"{module} imports {imported}"
+        for module, path in list_modules().items()
+        if find_part(module) == "indistill" and module != "indistill"
+        for imported in list_imports(path)
+        if find_part(imported) == "indistill" and find_layer(imported) > find_layer(module)
+    ]
+    assert wrong == []
+
+
 def test_retrieval_imports_only_what_needs_no_torch() -> None:
     wrong = [
         f"{module} imports {imported}"
@@ -144,8 +176,8 @@ def test_the_wheel_holds_every_module_and_imports_elsewhere(tmp_path: Path) -> N
     for module, path in list_modules().items():
         file = module.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py")
         assert file in names
-    assert {"indistill/py.typed", "indistill/report.html", "indistill/recipes/cifar10.yaml"} <= names
-    assert {"indistill/retrieval/sheet.html", "indistill/retrieval/evaluation.html"} <= names
+    assert {"indistill/py.typed", "indistill/reports/page.html", "indistill/recipes/cifar10.yaml"} <= names
+    assert {"indistill/retrieval/sheet.html", "indistill/retrieval/evaluation/page.html"} <= names
     assert {f"indistill/retrieval/serve/{name}" for name in ("page.html", "page.js", "page.css", "icon.svg")} <= names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"indistill"}

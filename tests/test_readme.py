@@ -14,12 +14,12 @@ import torch
 from PIL import ExifTags, Image
 
 from indistill.cli.walk import write_images
-from indistill.data.sets import open_images
+from indistill.data.specs import open_images
 from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.build import build_index
+from indistill.retrieval.store.build import build_index
 
 ROOT = Path(__file__).parents[1]
 

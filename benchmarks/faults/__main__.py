@@ -29,6 +29,7 @@ from benchmarks.machine import describe_machine, report_machine
 
 KINDS = ("lost", "half-written", "unclear", "repeat failed")
 FEW = 2
+STOP_S = 2.0
 
 
 def run_cell(
@@ -93,11 +94,15 @@ def main() -> None:
                     tries = options.tries if fault in RANDOM else min(FEW, options.tries)
                     cells[command.name, fault] = run_cell(stage, command, known, fault, tries, options.seed, stops_s)
                     print(f"{command.name}, {fault}: {dict(cells[command.name, fault])}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: the table is of what was tried so far", file=sys.stderr)
     finally:
         shutil.rmtree(root)
     print_table(cells)
     if stops_s:
-        print(f"\n{len(stops_s)} stops by a signal, the slowest in {max(stops_s):.1f} s.")
+        late = sum(stop > STOP_S for stop in stops_s)
+        slowest = f"the slowest after {max(stops_s):.1f} s, {late} after more than {STOP_S:g}"
+        print(f"\n{len(stops_s)} stops by a signal, {slowest}.")
     print()
     report_machine(machine)
     print(f"{(time.monotonic() - begun) / 60:.0f} minutes")

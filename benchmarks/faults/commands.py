@@ -129,7 +129,7 @@ def look_at_export(here: Path) -> str:
 
 def look_at_index(here: Path) -> str:
     from benchmarks.index_kills import read_state
-    from indistill.retrieval.upkeep import verify_index
+    from indistill.retrieval.store.upkeep import verify_index
 
     index = here / "index"
     if not (index / "CURRENT").exists():

@@ -117,7 +117,7 @@ def fork_life(
 
 
 def start_afresh(words: Iterable[str], log: Path, environment: Mapping[str, str]) -> Child:
-    """Starts a command in a process of its own, and returns when it handles signals: Python itself has begun."""
+    """Starts a command in a process of its own."""
     command = [sys.executable, "-m", "indistill.cli", *words]
     paths = {"PYTHONPATH": str(REPOSITORY)}
     with log.open("w", encoding="utf-8") as stream:
@@ -130,15 +130,11 @@ def start_afresh(words: Iterable[str], log: Path, environment: Mapping[str, str]
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     process.returncode = 0  # it is waited for by number
-    child = Child(process.pid, log)
-    while not handles_signals(process.pid):
-        if child.wait(0.002) is not None:
-            break
-    return child
+    return Child(process.pid, log)
 
 
 def handles_signals(pid: int) -> bool:
-    """Returns whether a process handles SIGTERM."""
+    """Returns whether a process handles SIGTERM: Python itself has begun."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:

@@ -90,7 +90,8 @@ class Trial:
         """Notes what is wrong with how a life ended: its line, its exit code."""
         lines = [line for line in life.err.splitlines() if line.startswith("indistill: error: ")]
         noisy = any(sign in life.err for sign in ("Traceback", "Exception ignored", "internal error"))
-        clear = len(lines) == (life.code in (1, 2)) and life.code in DOCUMENTED
+        usage = life.code == 2 and "Usage: " in life.err  # Typer's own box, of what it looks at before us
+        clear = len(lines) == (life.code in (1, 2) and not usage) and life.code in DOCUMENTED
         if life.code in (130, 143):
             clear = sum(line.startswith("interrupted") for line in life.err.splitlines()) == 1
         if noisy or not clear:

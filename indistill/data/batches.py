@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from indistill.data.ahead import map_ahead
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import DataError, InputError
+from indistill.parallel.processes import count_processes, find_share
 from indistill.preprocess import PixelArray, Preprocessing
-from indistill.processes import count_processes, find_share
 
 BATCHES_AHEAD = 2
 

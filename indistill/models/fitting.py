@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from indistill.errors import InputError
-from indistill.stages import Embedder, freeze
+from indistill.stages.graph import Embedder, freeze
 
 STEPS = 32  # widths that are considered are multiples of 1/32
 CALLS = 15  # of each network in a measurement, by turns, at least

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.pruner import function
 
-from indistill.pruning import select_channels
+from indistill.pruning.channels import select_channels
 
 
 class Attention(Protocol):

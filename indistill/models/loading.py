@@ -13,8 +13,8 @@ from indistill.models.paper import PAPER_STAGES
 from indistill.models.resizing import Narrowing, resize
 from indistill.models.specs import Argument, build_network, make_absolute, parse_model_spec, strip_weights
 from indistill.models.weights import load_weights
-from indistill.runs import read_run
-from indistill.stages import check_node, find_embedding_node
+from indistill.run_folder import read_run
+from indistill.stages.graph import check_node, find_embedding_node
 
 DEFAULT_SIDE = 224  # of the images that a network which cannot be traced is looked at with
 

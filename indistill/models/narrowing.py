@@ -19,8 +19,8 @@ from torchvision.models import VisionTransformer
 
 from indistill.errors import ModelError
 from indistill.models.heads import HeadPruner, find_attentions, prune_heads
-from indistill.pruning import measure_importance, select_channels
-from indistill.trunk import Recording
+from indistill.pruning.channels import measure_importance, select_channels
+from indistill.stages.trunk import Recording
 
 MULTIPLE = 8  # channels are kept in multiples of it, which vector units and tensor cores like, and never fewer
 ADVICE = "name a student of its own with --student"

@@ -12,7 +12,7 @@ from indistill.models.loading import Network, load_network
 from indistill.models.resizing import Narrowing, describe_shapes, reinitialise, resize
 from indistill.models.specs import Argument, build_network, parse_model_spec, strip_weights
 from indistill.models.weights import load_weights
-from indistill.stages import check_image_size
+from indistill.stages.graph import check_image_size
 
 PREFIX = "width:"
 

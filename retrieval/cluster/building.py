@@ -21,15 +21,15 @@ from indistill.errors import DataError, ExistsError, IndexFolderError, InputErro
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
 from indistill.locking import LOCK, hold_lock
-from indistill.retrieval.build import BuildOptions, IndexPart, IndexType, check_index_output, write_index
 from indistill.retrieval.cluster.chunks import Chunk, count_embedded, gather_chunks, plan_chunks, require_own_chunks
 from indistill.retrieval.cluster.embedding import Work, embed_chunks
 from indistill.retrieval.cluster.runtime import count_cpus, fetch, require_ray, start_ray
 from indistill.retrieval.cluster.sharded import add_up_manifests
 from indistill.retrieval.cluster.shards import GENERATION, list_generations, list_shards, write_shards
 from indistill.retrieval.embed import EmbeddedImages
-from indistill.retrieval.segments import Ids
-from indistill.retrieval.store import (
+from indistill.retrieval.index_types.types import FaissIndex, can_filter, find_ivf, train_faiss
+from indistill.retrieval.store.build import BuildOptions, IndexPart, IndexType, check_index_output, write_index
+from indistill.retrieval.store.generations import (
     PENDING,
     PENDING_CHUNKS,
     SHARDS,
@@ -38,7 +38,7 @@ from indistill.retrieval.store import (
     lock_index,
     require_text,
 )
-from indistill.retrieval.types import FaissIndex, can_filter, find_ivf, train_faiss
+from indistill.retrieval.store.segments import Ids
 
 SAMPLE = 1_000_000  # vectors on which the type is chosen and trained, of galleries that have more
 NEXT_IDS = 2**40  # how far the ids of images that are added to two shards later lie apart

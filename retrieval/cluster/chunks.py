@@ -25,10 +25,10 @@ from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings
 from indistill.images import SkippedImage
-from indistill.retrieval.build import list_labels
-from indistill.retrieval.catalogue import is_text
 from indistill.retrieval.embed import EmbeddedImages, ImageFile
-from indistill.retrieval.store import NO_SOURCE, refuse_links
+from indistill.retrieval.store.build import list_labels
+from indistill.retrieval.store.catalogue import is_text
+from indistill.retrieval.store.generations import NO_SOURCE, refuse_links
 
 FORMAT = 1
 FILE = re.compile(r"\d{6,}\.(json|parquet)(\.partial)?")

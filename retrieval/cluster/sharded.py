@@ -11,12 +11,12 @@ import numpy as np
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import ImageSource
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.cluster.shards import Answer, open_shards
 from indistill.retrieval.index import Hit, Index, is_few, make_hits, open_model
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
-from indistill.retrieval.segments import Ids
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.store.catalogue import CatalogueItem
+from indistill.retrieval.store.generations import Manifest
+from indistill.retrieval.store.segments import Ids
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where

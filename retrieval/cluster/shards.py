@@ -22,7 +22,7 @@ from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError
 from indistill.retrieval.cluster.runtime import fetch, list_places, require_ray, start_ray
 from indistill.retrieval.index import Index
-from indistill.retrieval.store import AGAIN, SHARDS
+from indistill.retrieval.store.generations import AGAIN, SHARDS
 
 FORMAT = 1
 GENERATION = re.compile(r"shards-\d{8}")

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.milvus.client import TOKEN_VARIABLE, Connection, Row
 from indistill.retrieval.milvus.location import MilvusLocation
+from indistill.retrieval.store.catalogue import CatalogueItem
 
 Kind = Literal["FLAT", "HNSW", "IVF_FLAT"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

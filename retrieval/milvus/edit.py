@@ -8,11 +8,11 @@ import numpy as np
 
 from indistill import __version__
 from indistill.errors import InputError
-from indistill.retrieval.catalogue import CatalogueItem, NewItem
-from indistill.retrieval.edit import Changes, Edit
 from indistill.retrieval.milvus.collection import delete_items, upsert_items, write_collection_state
 from indistill.retrieval.milvus.index import MilvusIndex
-from indistill.retrieval.store import PENDING
+from indistill.retrieval.store.catalogue import CatalogueItem, NewItem
+from indistill.retrieval.store.edit import Changes, Edit
+from indistill.retrieval.store.generations import PENDING
 
 ID_BITS = 53  # JavaScript's whole numbers have no more
 

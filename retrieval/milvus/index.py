@@ -11,7 +11,6 @@ import numpy as np
 from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import ImageSource
-from indistill.retrieval.catalogue import LARGEST_ID, SCHEMA, CatalogueItem, is_text
 from indistill.retrieval.index import Hit, make_hits
 from indistill.retrieval.milvus.client import Row, require_file
 from indistill.retrieval.milvus.collection import (
@@ -28,8 +27,9 @@ from indistill.retrieval.milvus.filters import quote_text, quote_texts, translat
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.milvus.model import open_collection_model
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
-from indistill.retrieval.segments import Ids
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.store.catalogue import LARGEST_ID, SCHEMA, CatalogueItem, is_text
+from indistill.retrieval.store.generations import Manifest
+from indistill.retrieval.store.segments import Ids
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where

@@ -25,7 +25,7 @@ from indistill.retrieval.milvus.index import SCAN_ROWS, MilvusIndex, describe_co
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.milvus.model import keep_model
 from indistill.retrieval.protocol import SearchIndex
-from indistill.retrieval.store import Manifest
+from indistill.retrieval.store.generations import Manifest
 
 OVERWRITE = "choose another --collection, or replace it with --overwrite"
 

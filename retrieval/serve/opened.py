@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.opening import Location, open_index, open_model
 from indistill.retrieval.protocol import SearchIndex
-from indistill.retrieval.store import CURRENT, explain_absence
+from indistill.retrieval.store.catalogue import CatalogueItem
+from indistill.retrieval.store.generations import CURRENT, explain_absence
 
 ATTEMPTS = 3
 Stamp = tuple[object, ...]

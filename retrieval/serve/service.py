@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from indistill.errors import DataError
 from indistill.images import read_pixels
 from indistill.preprocess import PixelArray
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.index import Hit
 from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.batching import Batcher, Query
@@ -18,6 +17,7 @@ from indistill.retrieval.serve.problems import Refusal
 from indistill.retrieval.serve.reload import Generations
 from indistill.retrieval.serve.settings import Settings
 from indistill.retrieval.serve.thumbnails import make_thumbnail
+from indistill.retrieval.store.catalogue import CatalogueItem
 from indistill.retrieval.where import Where
 
 THUMBNAILS_AT_WORK = 256  # some pages of results

@@ -31,6 +31,7 @@ def read_losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", TRAININGS.values(), ids=TRAININGS)
 def test_two_processes_write_the_run_that_one_writes(places: Places, options: str) -> None:
     line = f"{COMPRESS} {options}"
@@ -48,6 +49,7 @@ def test_two_processes_write_the_run_that_one_writes(places: Places, options: st
     assert differences.mean() < 1e-4  # batches of another size, from the same start, give 2e-3
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_said_once(places: Places) -> None:
     places["out"].mkdir()
     (places["out"] / "mine.txt").touch()
@@ -74,6 +76,7 @@ def finish(running: subprocess.Popen[str], processes: list[psutil.Process]) -> R
     return Result(running.returncode, out, err)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_all_and_the_run_resumes_to_the_same_weights(places: Places) -> None:
     unbroken = run_process(*fill(f"{SHORT.replace('{out}', '{here}/whole')} --devices 2", places))
     assert unbroken.code == 0, unbroken.err
@@ -90,6 +93,7 @@ def test_a_killed_process_ends_all_and_the_run_resumes_to_the_same_weights(place
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes(places: Places) -> None:
     running, processes = start(f"{SHORT.replace('--epochs 3', '--epochs 500')} --devices 2", places)
     os.killpg(running.pid, signal.SIGINT)
@@ -99,6 +103,7 @@ def test_ctrl_c_ends_all_processes(places: Places) -> None:
     assert "error" not in result.err
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_processes_as_well(places: Places) -> None:
     line = f"{SHORT} --device cpu".replace("--epochs 3", "--epochs 2")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -150,6 +155,7 @@ def test_devices_that_are_not_there_are_refused(refuse: Refuse, options: str, wo
     refuse(f"{SHORT} {options}", words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "16"])
 def test_mixed_precision_trains_nearly_as_float32_does(places: Places, precision: str) -> None:
     line = f"{COMPRESS} --epochs 4 --lr 1e-3 --set optimiser.clip=1"

@@ -226,7 +226,7 @@ def test_ctrl_c_tells_what_is_kept_and_the_next_build_goes_on(own: Places) -> No
     line = "index build {mine} --model {model} --out {out}"
     code = "from indistill.retrieval import embed; embed.BATCH_SIZE = 4; " + MAIN
     interrupt = (
-        f"{STOP}from indistill.retrieval.journal import Journal; keep = Journal.keep\n"
+        f"{STOP}from indistill.retrieval.store.journal import Journal; keep = Journal.keep\n"
         "def keep_and_stop(*given): keep(*given); stop()\n"
         "Journal.keep = keep_and_stop\n"
     )

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from indistill.export.artefact import GRAPH_SHA256
 from indistill.hashing import hash_file
-from indistill.retrieval.store import MANIFEST, MODEL
+from indistill.retrieval.store.generations import MANIFEST, MODEL
 from tests.cli.calls import succeed
 from tests.cli.files import write_note
 

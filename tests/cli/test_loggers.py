@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from indistill.errors import InputError
-from indistill.loggers import Loggers, flatten_config, open_loggers, parse_loggers
+from indistill.training.loggers import Loggers, flatten_config, open_loggers, parse_loggers
 from tests.cli.calls import MAIN, assert_refused, fill, make_environment, run_cli, run_process, succeed
 
 Places = dict[str, Path]
@@ -93,7 +93,7 @@ def test_an_older_log_goes_with_the_run_that_is_overwritten(places: Places) -> N
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indistill.loggers.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("indistill.training.loggers.importlib.util.find_spec", lambda _: None)
     for line in (TRAIN, CHAIN):
         result = run_cli(*fill(line.replace("{gallery}", "nothing") + " --logger wandb", places))
         assert_refused(result, "--logger wandb needs the package wandb", "pip install 'indistill[wandb]'")
@@ -105,7 +105,7 @@ def test_a_folder_with_the_name_of_a_logger_is_not_its_package(
 ) -> None:
     (tmp_path / "wandb_files").mkdir()  # a namespace package has no origin, as ./wandb where W&B has written
     found = PathFinder.find_spec("wandb_files", [str(tmp_path)])
-    monkeypatch.setattr("indistill.loggers.importlib.util.find_spec", lambda _: found)
+    monkeypatch.setattr("indistill.training.loggers.importlib.util.find_spec", lambda _: found)
     result = run_cli(*fill(TRAIN + " --logger wandb", places))
     assert_refused(result, "--logger wandb needs the package wandb")
 

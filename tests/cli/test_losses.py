@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from indistill.losses.options import LossName
 from indistill.models.paper import build_cnn_s
-from indistill.runs import read_metrics
+from indistill.run_folder import read_metrics
 from tests.cli.calls import fill, succeed
 
 Places = dict[str, Path]

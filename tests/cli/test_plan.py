@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from indistill.cli.plan import format_need, read_count
+from indistill.cli.commands.plan import format_need, read_count
 from indistill.errors import InputError
 from indistill.retrieval.capacity import Need
 from tests.cli.calls import fill, succeed

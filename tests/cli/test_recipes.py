@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from indistill.cli.options import RecipeOption
-from indistill.config import list_recipes
+from indistill.runs.config import list_recipes
 from tests.cli.calls import succeed
 from tests.miniatures import write_cifar10, write_cifar100, write_cub, write_fashionmnist, write_imagenet_archives
 

@@ -187,7 +187,7 @@ def test_every_kind_of_curriculum_is_trained_as_printed(places: Places, kind: st
 
 
 def test_ctrl_c_before_a_run_begins_says_that_nothing_was_written(places: Places) -> None:
-    code = f"{STOP}import indistill.devices as place\nplace.start_processes = stop\n{MAIN}"
+    code = f"{STOP}import indistill.training.devices as place\nplace.start_processes = stop\n{MAIN}"
     for line in (TRAIN, COMPRESS):
         cut = run_process(*fill(line + " --out {out}", places), code=code)
         assert (cut.code, cut.out, cut.err) == (130, "", "interrupted; nothing was written\n")
@@ -195,7 +195,7 @@ def test_ctrl_c_before_a_run_begins_says_that_nothing_was_written(places: Places
 
 
 def test_ctrl_c_in_a_training_says_from_where_resume_goes_on_and_it_does(places: Places) -> None:
-    code = f"{STOP}from indistill.monitor import TrainingMonitor as monitor\n"
+    code = f"{STOP}from indistill.training.monitor import TrainingMonitor as monitor\n"
     line = COMPRESS + " --out {out} --checkpoint-every 0"
     first = run_process(*fill(line, places), code=f"{code}monitor.report_batch = stop\n{MAIN}")
     assert first.code == 130

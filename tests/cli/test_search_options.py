@@ -16,7 +16,7 @@ from PIL import Image
 from indistill.errors import InputError
 from indistill.retrieval.index import Index
 from indistill.retrieval.search import SearchOptions, search_images
-from indistill.retrieval.store import read_manifest
+from indistill.retrieval.store.generations import read_manifest
 from indistill.retrieval.where import parse_where
 from tests.cli.calls import MAIN, assert_refused, run_cli, run_process, run_with_input, succeed
 from tests.cli.files import CLASSES, list_files

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from indistill.data.pixels import load_pixels
-from indistill.data.sets import open_images
-from indistill.embedding import embed_pixels
+from indistill.data.specs import open_images
 from indistill.hashing import hash_file
+from indistill.models.embedding import embed_pixels
 from indistill.models.loading import load_network
-from indistill.retrieval.evaluate import measure_map_at_r
-from indistill.runs import read_run
-from indistill.split import split_images
+from indistill.retrieval.evaluation.evaluate import measure_map_at_r
+from indistill.run_folder import read_run
+from indistill.training.split import split_images
 from tests.cli.calls import fill, succeed
 from tests.cli.files import write_digits
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from indistill.cli.inputs import load_untrained
 from indistill.models.loading import load_network
-from indistill.runs import read_run
+from indistill.run_folder import read_run
 from tests.cli.calls import assert_refused, fill, run_cli, run_process, succeed
 
 OPTIONS = "compress --teacher {teacher} --data {loose} --recipe digits --epochs 1 --no-warm-up --out {out}"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from indistill.comparison import Group, compare_groups, find_group, group_runs, pair_difference, summarise
 from indistill.errors import InputError
-from indistill.runs import Run
+from indistill.reports.comparison import Group, compare_groups, find_group, group_runs, pair_difference, summarise
+from indistill.run_folder import Run
 
 CONFIG: dict[str, Any] = {
     "command": "compress",

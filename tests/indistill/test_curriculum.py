@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indistill.curriculum import (
+from indistill.curriculum.phases import (
     Phase,
     arrange_warm_up,
     build_curriculum,

@@ -7,7 +7,8 @@ from PIL import Image
 
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, load_pixels
-from indistill.data.sets import open_folder, open_images, require_labels, sample_images
+from indistill.data.sets import open_folder, require_labels, sample_images
+from indistill.data.specs import open_images
 from indistill.errors import DataError
 from indistill.preprocess import Preprocessing
 

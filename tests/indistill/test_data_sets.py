@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from indistill.data.named import SPLITS
-from indistill.data.sets import ImageSet, locate_data, number_labels, open_images, require_labels
+from indistill.data.sets import ImageSet, number_labels, require_labels
+from indistill.data.specs import locate_data, open_images
 from indistill.errors import DataError
 from tests.miniatures import (
     WNIDS,

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 from indistill.errors import ModelError, StageError
 from indistill.export.onnx import DeployedNetwork, export_onnx
 from indistill.export.session import EmbeddingSession
-from indistill.hooks import HookedNetwork, cut_network
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.stages import Embedder, Tap, check_node, find_embedding_node, freeze, list_nodes, trace_network
+from indistill.stages.graph import Embedder, Tap, check_node, find_embedding_node, freeze, list_nodes, trace_network
+from indistill.stages.hooks import HookedNetwork, cut_network
 
 SOURCE = """
 import torch

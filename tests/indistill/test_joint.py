@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from indistill.distill import Distillation, StageStep
-from indistill.joint import JointStep
+from indistill.distillation.distill import Distillation, StageStep
+from indistill.distillation.joint import JointStep
 from indistill.models.paper import build_cnn_a, build_cnn_s
-from indistill.stages import StagePair
+from indistill.stages.graph import StagePair
 
 
 def test_a_joint_step_is_the_sum_of_its_stages_and_trains_all_of_them() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from indistill.config import load_recipe
 from indistill.errors import ConfigError
 from indistill.losses.build import build_loss
 from indistill.losses.loss import Loss
 from indistill.losses.options import LOGIT_LOSSES, TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.losses.pkt import PktLoss
+from indistill.runs.config import load_recipe
 
 NAMES = ["pkt", "pkt-eccv", "kd", "dkd", "hint", "rkd", "sp", "contrastive", "regression"]
 LEARNT = ["hint", "regression"]

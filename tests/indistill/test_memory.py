@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from indistill import memory
+from indistill.training import memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")

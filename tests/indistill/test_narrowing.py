@@ -13,8 +13,8 @@ from indistill.errors import ModelError
 from indistill.models.narrowing import NarrowNetwork, narrow, round_width
 from indistill.models.paper import PaperCnn, PaperResNet18
 from indistill.models.resizing import Narrowing, describe_shapes, reinitialise, resize
-from indistill.producers import find_producers
-from indistill.pruning import measure_importance, select_channels
+from indistill.pruning.channels import measure_importance, select_channels
+from indistill.pruning.producers import find_producers
 
 SIDE = 32
 

@@ -3,9 +3,9 @@ import copy
 import torch
 from torch import nn
 
-from indistill.checkpoint import copy_tensors, list_tensors
-from indistill.optimiser import average_weights, make_optimiser
-from indistill.schedule import Optimisation
+from indistill.curriculum.schedule import Optimisation
+from indistill.tensors import copy_tensors, list_tensors
+from indistill.training.optimiser import average_weights, make_optimiser
 
 
 def step_once(optimiser: torch.optim.Adam, network: nn.Module) -> None:

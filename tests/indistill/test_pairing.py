@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from indistill.distill import Distillation, StageStep
+from indistill.distillation.distill import Distillation, StageStep
+from indistill.distillation.pairing import choose_channels, match_stages, pair_stages
 from indistill.errors import StageError
 from indistill.models.loading import Network, load_network
-from indistill.pairing import choose_channels, match_stages, pair_stages
-from indistill.pruning import align_sizes
-from indistill.stages import StagePair, read_grid, to_map
-from indistill.trunk import Stage
+from indistill.pruning.channels import align_sizes
+from indistill.stages.graph import StagePair, read_grid, to_map
+from indistill.stages.trunk import Stage
 
 VIT, RESNET = "timm:test_vit?img_size=64", "timm:test_resnet"
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from indistill.curriculum import Phase
+from indistill.curriculum.phases import Phase
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, Share, load_pixels, scan_pixels
 from indistill.data.sets import ArraySet
-from indistill.distill import Distillation, StageStep, build_step, build_terms
+from indistill.distillation.distill import Distillation, StageStep, build_step, build_terms
 from indistill.errors import DataError
 from indistill.losses.options import LossOptions
 from indistill.models.paper import build_cnn_a, build_cnn_s
-from indistill.preprocess import Preprocessing
-from indistill.processes import (
+from indistill.parallel.processes import (
     average,
     copy_from_first,
     count_processes,
@@ -38,10 +38,10 @@ from indistill.processes import (
     share_batch,
     weigh_share,
 )
-from indistill.schedule import Optimisation
-from indistill.stages import StagePair
-from indistill.supervise import ClassStep
-from indistill.training import Step, train
+from indistill.preprocess import Preprocessing
+from indistill.runs.supervise import ClassStep
+from indistill.stages.graph import StagePair
+from indistill.training.loop import Step, train
 
 CPU = torch.device("cpu")
 EXAMPLE = torch.zeros(2, 3, 32, 32, dtype=torch.float64)
@@ -150,6 +150,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Tensor]]
     return run_processes(2, train_all, tmp_path_factory.mktemp("trained"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_as_one(trained: dict[str, list[Tensor]], name: str) -> None:
     alone = run_training(name)
@@ -188,6 +189,7 @@ def compute_shared() -> dict[str, object]:
     return shared
 
 
+@pytest.mark.slow
 def test_three_processes_share_a_batch_of_eight(tmp_path: Path) -> None:
     shared = run_processes(3, compute_shared, tmp_path)
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -237,6 +239,7 @@ def read_streamed() -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_no_process_reads_all_streamed_images(tmp_path: Path) -> None:
     shared = run_processes(2, read_streamed, tmp_path)
     assert shared["scanned"] == [list(range(0, 37, 2)), list(range(1, 37, 2))]
@@ -249,6 +252,7 @@ def test_no_process_reads_all_streamed_images(tmp_path: Path) -> None:
     assert alone.fingerprint == load_pixels(make_counted(), Preprocessing(8)).fingerprint
 
 
+@pytest.mark.slow
 def test_a_step_without_the_others_rows_would_be_another(trained: dict[str, list[Tensor]]) -> None:
     """The twin: the loss of half the batch is not that of the whole."""
     alone = run_training("pkt")[0]

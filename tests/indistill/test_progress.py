@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from indistill import progress
-from indistill.curriculum import Phase
-from indistill.monitor import TrainingMonitor
+from indistill.curriculum.phases import Phase
 from indistill.progress import show_status
-from indistill.training import Record
+from indistill.training.loop import Record
+from indistill.training.monitor import TrainingMonitor
 
 
 def test_a_status_is_shown_on_a_terminal_at_once(

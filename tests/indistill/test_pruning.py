@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from indistill.criteria import CRITERIA
 from indistill.errors import StageError
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.models.specs import build_network, parse_model_spec
-from indistill.pruning import measure_by, measure_energies, measure_energy, measure_stages
-from indistill.stages import Tap
+from indistill.pruning.channels import measure_by, measure_energies, measure_energy, measure_stages
+from indistill.pruning.criteria import CRITERIA
+from indistill.stages.graph import Tap
 
 SIDE = 24
 IMAGES = torch.randn(40, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.kill_resume import KillPlan, Outcome, run_plan
-from indistill.checkpoint import Checkpoints
-from indistill.curriculum import Phase, arrange_warm_up, build_warm_up
+from indistill.curriculum.phases import Phase, arrange_warm_up, build_warm_up
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
 from indistill.errors import InputError
 from indistill.preprocess import Preprocessing
-from indistill.resume import find_differences
-from indistill.schedule import Optimisation
-from indistill.training import Record, train
+from indistill.runs.resume import find_differences
+from indistill.training.checkpoint import Checkpoints
+from indistill.training.loop import Record, train
 
 EMBEDDING = Phase("embedding", "embedding", 0, 3, 1e-3)
 WARM_UP = build_warm_up(2, 0, 1e-2)
@@ -155,7 +155,7 @@ def test_a_training_with_batches_made_ahead_is_resumed_at_the_batch_that_was_tra
 
 def test_what_is_not_restored_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train_once("plain", Watcher())
-    monkeypatch.setattr("indistill.training.set_random_states", lambda *_: None)
+    monkeypatch.setattr("indistill.training.loop.set_random_states", lambda *_: None)
     with pytest.raises(AssertionError):
         assert_same(train_in_pieces("plain", {12}, tmp_path / "checkpoint"), whole)
 
@@ -234,6 +234,7 @@ def test_differences_are_named_by_their_keys() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="processes are forked")
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:
     outcome: Outcome = run_plan(KillPlan(kills=3, epochs=6, seed=0, auxiliary=False), tmp_path)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from indistill.curriculum import Phase
+from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
 from indistill.errors import TrainingError
 from indistill.preprocess import Preprocessing
-from indistill.safety import LossWatch, explain_failure, explain_interruption
-from indistill.training import train
+from indistill.training.loop import train
+from indistill.training.safety import LossWatch, explain_failure, explain_interruption
 
 PHASES = (Phase("a", "embedding", 0, 2, 1e-3),)
 
@@ -62,7 +62,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(every: int, monkeypatch: pyte
         watch._every = every
         return watch
 
-    monkeypatch.setattr("indistill.training.LossWatch", make)
+    monkeypatch.setattr("indistill.training.loop.LossWatch", make)
     step = FailingStep(nn.Linear(3, 1), fails_at=7)
     with pytest.raises(TrainingError) as caught:
         run(step)

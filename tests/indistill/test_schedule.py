@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from indistill.schedule import Optimisation, compute_rate_factor
+from indistill.curriculum.schedule import Optimisation, compute_rate_factor
 
 TOTAL, EPOCH = 40, 10
 

@@ -5,8 +5,8 @@ from torch import nn
 from indistill.errors import StageError
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.models.specs import build_network, parse_model_spec
-from indistill.pruning import align_sizes, check_widths, measure_importance, select_channels
-from indistill.stages import (
+from indistill.pruning.channels import align_sizes, check_widths, measure_importance, select_channels
+from indistill.stages.graph import (
     Embedder,
     Tap,
     check_node,

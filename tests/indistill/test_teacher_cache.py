@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from indistill.config import load_recipe
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distill import Distillation, EmbeddingStep, build_terms
+from indistill.distillation.distill import Distillation, EmbeddingStep, build_terms
+from indistill.distillation.teacher_cache import store_teacher
+from indistill.distillation.terms import Term
 from indistill.errors import InputError
 from indistill.losses.options import LossName, LossOptions
 from indistill.preprocess import Preprocessing
-from indistill.teacher_cache import store_teacher
-from indistill.terms import Term
+from indistill.runs.config import load_recipe
 
 SIDE, COUNT, DIM = 8, 30, 6
 EXAMPLE = torch.zeros(2, 3, SIDE, SIDE)

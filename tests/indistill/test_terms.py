@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indistill.curriculum import Phase
+from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distill import Distillation, EmbeddingStep, StageStep, build_terms
+from indistill.distillation.distill import Distillation, EmbeddingStep, StageStep, build_terms
 from indistill.errors import InputError, ModelError, StageError
 from indistill.losses.kd import KdLoss
 from indistill.losses.options import LossOptions
 from indistill.losses.pkt import PktLoss
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.preprocess import Preprocessing
-from indistill.stages import Embedder, StagePair, Tap
-from indistill.taps import Taps
-from indistill.training import train
+from indistill.stages.graph import Embedder, StagePair, Tap
+from indistill.stages.taps import Taps
+from indistill.training.loop import train
 
 PAIRS = tuple(StagePair(f"stage{i}", f"stage{i}") for i in (1, 2, 3))
 EXAMPLE = torch.zeros(2, 3, 32, 32)

@@ -5,21 +5,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from indistill.config import FAITHFUL, Recipe, list_recipes, load_recipe, parse_overrides
-from indistill.curriculum import Phase, build_warm_up
+from indistill.curriculum.phases import Phase, build_warm_up
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels
-from indistill.distill import Distillation, EmbeddingStep, StageStep, build_step, build_terms, check_distillation
+from indistill.distillation.distill import (
+    Distillation,
+    EmbeddingStep,
+    StageStep,
+    build_step,
+    build_terms,
+    check_distillation,
+)
 from indistill.errors import ConfigError, ExistsError, ModelError, StageError, TrainingError
 from indistill.losses.options import LossOptions
 from indistill.losses.pkt import compute_pkt_loss, compute_probabilities
 from indistill.models.paper import PaperResNet18, build_cnn_a, build_cnn_s
 from indistill.preprocess import Preprocessing
-from indistill.pruning import measure_importance, select_channels
-from indistill.runs import check_run_output, create_run, describe_environment, read_metrics, write_text
-from indistill.schedule import Optimisation
-from indistill.stages import Embedder, StagePair, Tap
-from indistill.training import train
+from indistill.pruning.channels import measure_importance, select_channels
+from indistill.run_folder import check_run_output, create_run, read_metrics, write_text
+from indistill.runs.config import FAITHFUL, Recipe, list_recipes, load_recipe, parse_overrides
+from indistill.runs.environment import describe_environment
+from indistill.stages.graph import Embedder, StagePair, Tap
+from indistill.training.loop import train
 
 CPU = torch.device("cpu")
 PAIRS = tuple(StagePair(f"stage{i}", f"stage{i}") for i in (1, 2, 3))

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 from indistill.errors import ModelError, StageError
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.models.specs import build_network, parse_model_spec
-from indistill.producers import find_producers
-from indistill.stages import Tap, trace_network
-from indistill.trunk import describe_stages, find_stages
+from indistill.pruning.producers import find_producers
+from indistill.stages.graph import Tap, trace_network
+from indistill.stages.trunk import describe_stages, find_stages
 
 FAMILIES = {  # node, channels and side of each stage at 64 pixels
     "torchvision:resnet18": [("relu", 64, 32), ("layer1", 64, 16), ("layer2", 128, 8), ("layer3", 256, 4)],

@@ -7,7 +7,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from indistill.data.sets import locate_data, open_images
+from indistill.data.specs import locate_data, open_images
 from indistill.data.urls import UrlSet, join_url
 from indistill.errors import DataError
 from indistill.images import SkippedImage

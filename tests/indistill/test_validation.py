@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from indistill.checkpoint import Checkpoints
-from indistill.curriculum import Phase
+from indistill.curriculum.phases import Phase
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, scan_pixels
 from indistill.data.sets import ArraySet
 from indistill.errors import DataError, TrainingError
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval, measure_map_at_r
-from indistill.schedule import Optimisation
-from indistill.split import ValidationOptions, split_images
-from indistill.training import train
-from indistill.validation import Figure, Validation, build_label_figure, build_neighbour_figure
+from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval, measure_map_at_r
+from indistill.training.checkpoint import Checkpoints
+from indistill.training.loop import train
+from indistill.training.split import ValidationOptions, split_images
+from indistill.training.validation import Figure, Validation, build_label_figure, build_neighbour_figure
 from tests.indistill.test_resume import InterruptionError, RegressedStep, Student, Watcher
 
 CPU = torch.device("cpu")
@@ -112,7 +112,7 @@ def test_the_split_is_drawn_by_the_seed_and_by_no_global_generator() -> None:
 
 
 def test_the_gallery_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("indistill.split.GALLERY_IMAGES", 10)
+    monkeypatch.setattr("indistill.training.split.GALLERY_IMAGES", 10)
     pixels = make_pixels([0] * 30 + [1] * 30, 2)
     split = split_images(pixels, 0.2, 0)
     assert split is not None
@@ -229,7 +229,7 @@ def test_a_training_in_pieces_keeps_the_best_epoch_and_the_patience(patience: in
 def test_what_is_not_restored_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = [0.5, 0.1, 0.2, 0.3, 0.4, 0.1, 0.1]
     expected = train_once(Watcher(), values)
-    monkeypatch.setattr("indistill.validation.Validation.restore", lambda *_: None)
+    monkeypatch.setattr("indistill.training.validation.Validation.restore", lambda *_: None)
     with pytest.raises(InterruptionError):
         train_once(Watcher({14}), values, folder=tmp_path / "checkpoint")
     with pytest.raises(AssertionError):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.milvus.collection import (
     CollectionState,
     Kind,
@@ -22,6 +21,7 @@ from indistill.retrieval.milvus.collection import (
     upsert_items,
 )
 from indistill.retrieval.milvus.location import MilvusLocation
+from indistill.retrieval.store.catalogue import CatalogueItem
 
 MISSING = [name for name in ("pymilvus", "milvus_lite", "tenacity") if importlib.util.find_spec(name) is None]
 needs_milvus = pytest.mark.skipif(bool(MISSING), reason=f"the extra 'milvus' is not installed: {', '.join(MISSING)}")

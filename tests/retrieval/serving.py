@@ -16,11 +16,11 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.build import BuildOptions, build_index
 from indistill.retrieval.opening import Location
 from indistill.retrieval.serve.app import make_app
 from indistill.retrieval.serve.server import make_server, open_socket
 from indistill.retrieval.serve.settings import Settings
+from indistill.retrieval.store.build import BuildOptions, build_index
 
 LABELS = ("cat", "döner")
 PER_LABEL = 20

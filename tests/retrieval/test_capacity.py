@@ -25,10 +25,10 @@ from indistill.retrieval.capacity import (
     measure_rates,
     plan_gallery,
 )
-from indistill.retrieval.catalogue import NewItem, edit_catalogue
-from indistill.retrieval.choose import EXACT_VALUES
-from indistill.retrieval.trials import one_thread
-from indistill.retrieval.types import make_faiss
+from indistill.retrieval.index_types.choose import EXACT_VALUES
+from indistill.retrieval.index_types.trials import one_thread
+from indistill.retrieval.index_types.types import make_faiss
+from indistill.retrieval.store.catalogue import NewItem, edit_catalogue
 from tests.retrieval.conftest import write_gallery
 
 RATES = Rates(embed_s=0.01, file_bytes=5e4, item_bytes=250, products_per_s=1e10, scan_bytes_per_s=1e10, images=64)

@@ -12,12 +12,12 @@ from indistill.data.sets import open_folder
 from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
 from indistill.images import SkippedImage
-from indistill.retrieval.build import build_index
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.store import PENDING, lock_index, read_manifest
-from indistill.retrieval.upkeep import verify_index
+from indistill.retrieval.store.build import build_index
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.generations import PENDING, lock_index, read_manifest
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import verify_index
 from indistill.retrieval.where import parse_where
 from tests.retrieval.conftest import write_gallery
 
@@ -361,7 +361,7 @@ def test_an_index_is_searched_by_images_of_any_kind(index: Path, gallery: Path) 
 def test_many_small_additions_leave_few_files_and_lose_nothing(
     index: Path, gallery: Path, pictures: list[bytes], small_model: EmbeddingSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indistill.retrieval.edit.MOST_SEGMENTS", 3)
+    monkeypatch.setattr("indistill.retrieval.store.edit.MOST_SEGMENTS", 3)
     remove_items(index, Selection(ids=(3,)))
     for number in range(20, 28):
         (gallery / "cat" / f"{number}.png").write_bytes(pictures[number])

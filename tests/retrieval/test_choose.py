@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from indistill.errors import InputError
-from indistill.retrieval.choose import Targets, choose_type
-from indistill.retrieval.trials import Trial, hold_out
-from indistill.retrieval.types import Vectors, make_faiss, search_faiss, set_parameters
+from indistill.retrieval.index_types.choose import Targets, choose_type
+from indistill.retrieval.index_types.trials import Trial, hold_out
+from indistill.retrieval.index_types.types import Vectors, make_faiss, search_faiss, set_parameters
 
 COUNT, DIMENSION = 6000, 24
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indistill.data.sets import ArraySet, FolderSet, ImageSet, open_images
+from indistill.data.sets import ArraySet, FolderSet, ImageSet
+from indistill.data.specs import open_images
 from indistill.data.urls import UrlSet
 from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
 from indistill.locking import LOCK
-from indistill.retrieval.build import BuildOptions, IndexType, build_index
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.cluster import building
 from indistill.retrieval.cluster.building import Spread, build_on_cluster, check_output
 from indistill.retrieval.cluster.chunks import (
@@ -32,8 +31,9 @@ from indistill.retrieval.cluster.shards import list_shards
 from indistill.retrieval.embed import embed_files
 from indistill.retrieval.index import Index
 from indistill.retrieval.opening import open_index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.store import (
+from indistill.retrieval.store.build import BuildOptions, IndexType, build_index
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.generations import (
     CURRENT,
     MANIFEST,
     PENDING_CHUNKS,
@@ -42,7 +42,8 @@ from indistill.retrieval.store import (
     name_generation,
     read_manifest,
 )
-from indistill.retrieval.upkeep import rebuild_index
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import rebuild_index
 from tests.cli.calls import assert_refused, run_cli, snapshot
 from tests.retrieval.conftest import write_gallery
 

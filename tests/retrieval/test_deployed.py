@@ -6,11 +6,17 @@ import pytest
 from scipy import stats
 
 from indistill.errors import DataError, IndexFolderError
-from indistill.retrieval.deployed import Deployment, measure_deployed, measure_found, measure_search_recall
-from indistill.retrieval.evaluate import LabelledVectors, Protocol, count_empty_as_zero, list_empty, make_task
-from indistill.retrieval.intervals import bootstrap_means
-from indistill.retrieval.metrics import JUNK, Task, measure_queries, normalise_rows
-from indistill.retrieval.ranks import rank_with_bounds
+from indistill.retrieval.evaluation.deployed import Deployment, measure_deployed, measure_found, measure_search_recall
+from indistill.retrieval.evaluation.evaluate import (
+    LabelledVectors,
+    Protocol,
+    count_empty_as_zero,
+    list_empty,
+    make_task,
+)
+from indistill.retrieval.evaluation.intervals import bootstrap_means
+from indistill.retrieval.evaluation.metrics import JUNK, Task, measure_queries, normalise_rows
+from indistill.retrieval.evaluation.ranks import rank_with_bounds
 
 KS = (1, 5, 10)
 

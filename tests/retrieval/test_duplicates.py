@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from indistill.retrieval.duplicates import Positions, group_vectors
-from indistill.retrieval.metrics import Vectors
+from indistill.retrieval.evaluation.metrics import Vectors
 
 
 def make_vectors(seed: int, count: int, dimension: int = 8) -> Vectors:

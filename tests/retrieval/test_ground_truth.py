@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from indistill.errors import DataError
-from indistill.retrieval.ground_truth import (
+from indistill.retrieval.evaluation.ground_truth import (
     Judgement,
     compute_precision,
     compute_trapezoid,

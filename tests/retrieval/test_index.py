@@ -14,11 +14,11 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.build import BuildOptions, build_index
 from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.search import search_images
 from indistill.retrieval.sheet import SheetRow, render_sheet
-from indistill.retrieval.store import name_generation, read_manifest
+from indistill.retrieval.store.build import BuildOptions, build_index
+from indistill.retrieval.store.generations import name_generation, read_manifest
 
 RANDOM = np.random.default_rng(0)
 

@@ -25,12 +25,12 @@ from hypothesis.stateful import (
 from indistill.data.sets import open_folder
 from indistill.errors import DataError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import BuildOptions, build_index
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.store import lock_index
-from indistill.retrieval.upkeep import compact_index, rebuild_index, verify_index
+from indistill.retrieval.store.build import BuildOptions, build_index
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.generations import lock_index
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import compact_index, rebuild_index, verify_index
 
 NAMES = [f"{folder}/{name}.png" for folder in ("cat", "dog") for name in "abc"]
 REPLACING = BuildOptions(overwrite=True)

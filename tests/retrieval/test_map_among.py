@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from indistill.errors import DataError
-from indistill.retrieval.evaluate import measure_map_among
+from indistill.retrieval.evaluation.evaluate import measure_map_among
 
 
 def measure_slowly(vectors: np.ndarray, labels: np.ndarray) -> float:

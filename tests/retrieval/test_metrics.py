@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from indistill.errors import DataError
-from indistill.retrieval.evaluate import LabelledVectors, evaluate_retrieval
-from indistill.retrieval.metrics import (
+from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
+from indistill.retrieval.evaluation.metrics import (
     JUNK,
     Task,
     compute_metrics,
@@ -16,7 +16,7 @@ from indistill.retrieval.metrics import (
     list_metrics,
     normalise_rows,
 )
-from indistill.retrieval.ranks import rank_relevant
+from indistill.retrieval.evaluation.ranks import rank_relevant
 
 KS = (1, 5, 10)
 
@@ -229,5 +229,5 @@ def test_sets_without_a_common_class_are_an_error() -> None:
 def test_blocks_of_queries_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, gallery_labels, queries, query_labels = make_case(7, levels=2)
     whole = evaluate_vectors(gallery, gallery_labels, queries, query_labels, "euclidean", KS)
-    monkeypatch.setattr("indistill.retrieval.metrics.BLOCK_QUERIES", 3)
+    monkeypatch.setattr("indistill.retrieval.evaluation.metrics.BLOCK_QUERIES", 3)
     assert evaluate_vectors(gallery, gallery_labels, queries, query_labels, "euclidean", KS) == whole

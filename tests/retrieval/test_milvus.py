@@ -18,12 +18,7 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.build import build_index
-from indistill.retrieval.catalogue import CatalogueItem, NewItem
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
-from indistill.retrieval.edit import COUNTS
 from indistill.retrieval.index import Index
-from indistill.retrieval.journal import Journal
 from indistill.retrieval.milvus import client
 from indistill.retrieval.milvus.collection import (
     Kind,
@@ -40,9 +35,14 @@ from indistill.retrieval.milvus.model import locate_model
 from indistill.retrieval.milvus.push import push_index
 from indistill.retrieval.opening import open_index, open_model
 from indistill.retrieval.search import Query, SearchOptions, search_images
-from indistill.retrieval.selection import Selection
 from indistill.retrieval.serve.settings import Settings
-from indistill.retrieval.store import PENDING
+from indistill.retrieval.store.build import build_index
+from indistill.retrieval.store.catalogue import CatalogueItem, NewItem
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.edit import COUNTS
+from indistill.retrieval.store.generations import PENDING
+from indistill.retrieval.store.journal import Journal
+from indistill.retrieval.store.selection import Selection
 from indistill.retrieval.where import parse_where
 from tests.retrieval.conftest import write_gallery
 from tests.retrieval.milvus import LiteServer, needs_milvus, run_milvus_lite
@@ -409,7 +409,7 @@ def test_two_clients_add_at_the_same_time_and_lose_nothing(
     living: tuple[Path, Path, MilvusLocation], pictures: list[bytes], tmp_path: Path
 ) -> None:
     _, _, location = living
-    code = "import sys; from indistill.retrieval.changes import add_images\n"
+    code = "import sys; from indistill.retrieval.store.changes import add_images\n"
     code += "from indistill.retrieval.opening import locate_index\n"
     code += "add_images(locate_index(sys.argv[1]), [sys.argv[2]])"
     places = [write_gallery(tmp_path / f"new{n}", pictures[20 + 5 * n : 25 + 5 * n]) for n in range(2)]

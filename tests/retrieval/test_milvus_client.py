@@ -14,13 +14,13 @@ import pytest
 from indistill.data.sets import open_folder
 from indistill.errors import IndexFolderError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import build_index
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.index import Index
 from indistill.retrieval.milvus.collection import connect, read_collection_state, write_collection_state
 from indistill.retrieval.milvus.index import MilvusIndex
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.milvus.push import push_index
+from indistill.retrieval.store.build import build_index
+from indistill.retrieval.store.catalogue import CatalogueItem
 from tests.retrieval.conftest import write_gallery
 from tests.retrieval.milvus import LiteServer, fill_collection, needs_milvus
 

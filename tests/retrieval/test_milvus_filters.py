@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from indistill.retrieval.catalogue import SCHEMA
 from indistill.retrieval.milvus.filters import translate_condition
 from indistill.retrieval.milvus.index import MilvusIndex
 from indistill.retrieval.milvus.location import MilvusLocation
+from indistill.retrieval.store.catalogue import SCHEMA
 from indistill.retrieval.where import parse_where
 from tests.retrieval.milvus import fill_collection, needs_milvus
 from tests.retrieval.test_where import INJECTIONS, ITEMS, conditions, find_ids, write

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from indistill.errors import IndexFolderError, InputError
-from indistill.retrieval.catalogue import CatalogueItem
 from indistill.retrieval.milvus import client
 from indistill.retrieval.milvus.collection import Kind, connect, count_rows, upsert_items
 from indistill.retrieval.milvus.index import MilvusIndex
 from indistill.retrieval.milvus.location import MilvusLocation
+from indistill.retrieval.store.catalogue import CatalogueItem
 from indistill.retrieval.where import parse_where
 from tests.retrieval.milvus import LiteServer, fill_collection, needs_milvus, run_milvus_lite
 

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indistill.data.sets import ImageSet, open_images
+from indistill.data.sets import ImageSet
+from indistill.data.specs import open_images
 from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import BuildOptions, IndexType, build_index
 from indistill.retrieval.cluster.building import Spread, build_on_cluster
 from indistill.retrieval.cluster.embedding import Work
 from indistill.retrieval.cluster.sharded import ShardedIndex
 from indistill.retrieval.cluster.shards import RayShards
 from indistill.retrieval.index import Index
 from indistill.retrieval.opening import open_index
-from indistill.retrieval.store import FAISS, PENDING_CHUNKS, name_generation
+from indistill.retrieval.store.build import BuildOptions, IndexType, build_index
+from indistill.retrieval.store.generations import FAISS, PENDING_CHUNKS, name_generation
 from indistill.retrieval.where import parse_where
 from tests.cli.calls import MAIN, REPOSITORY, assert_refused, make_environment, run_cli, run_process, snapshot, succeed
 from tests.miniatures import write_shard

@@ -6,19 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indistill.data.sets import ImageSet, open_images
+from indistill.data.sets import ImageSet
+from indistill.data.specs import open_images
 from indistill.errors import IndexFolderError, IndistillError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import BuildOptions, IndexPart, IndexType, build_index, write_index
-from indistill.retrieval.changes import add_images, sync_folder
 from indistill.retrieval.cluster.chunks import cut_images, gather_chunks, plan_chunks, read_chunk, write_chunk
 from indistill.retrieval.cluster.shards import write_shards
 from indistill.retrieval.embed import embed_files
 from indistill.retrieval.index import Index
+from indistill.retrieval.index_types.types import FaissIndex, add_to_faiss, train_faiss
 from indistill.retrieval.opening import describe_index, open_index, verify_any
 from indistill.retrieval.search import SearchOptions, search_images
-from indistill.retrieval.store import SHARDS, lock_index
-from indistill.retrieval.types import FaissIndex, add_to_faiss, train_faiss
+from indistill.retrieval.store.build import BuildOptions, IndexPart, IndexType, build_index, write_index
+from indistill.retrieval.store.changes import add_images, sync_folder
+from indistill.retrieval.store.generations import SHARDS, lock_index
 from indistill.retrieval.where import parse_where
 from tests.cli.calls import assert_refused, run_cli, succeed
 from tests.retrieval.conftest import write_gallery

@@ -8,17 +8,18 @@ from time import process_time
 
 import pytest
 
-from indistill.data.sets import locate_data, open_files, open_folder, open_images
+from indistill.data.sets import open_files, open_folder
+from indistill.data.specs import locate_data, open_images
 from indistill.errors import DataError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import BuildOptions, build_index
-from indistill.retrieval.catalogue import Catalogue
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.sources import find_sources
-from indistill.retrieval.store import read_manifest
-from indistill.retrieval.upkeep import merge_indexes, verify_index
+from indistill.retrieval.store.build import BuildOptions, build_index
+from indistill.retrieval.store.catalogue import Catalogue
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.generations import read_manifest
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.sources import find_sources
+from indistill.retrieval.store.upkeep import merge_indexes, verify_index
 from tests.retrieval.conftest import write_gallery
 
 

@@ -19,14 +19,14 @@ from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
 from indistill.hashing import hash_file
 from indistill.retrieval import index as index_module
-from indistill.retrieval import store
-from indistill.retrieval.build import BuildOptions, IndexType, build_index
-from indistill.retrieval.catalogue import Catalogue
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index, open_model
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.store import CATALOGUE, FAISS, GENERATIONS, MANIFEST, PENDING, read_manifest
-from indistill.retrieval.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
+from indistill.retrieval.store import generations as store
+from indistill.retrieval.store.build import BuildOptions, IndexType, build_index
+from indistill.retrieval.store.catalogue import Catalogue
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.generations import CATALOGUE, FAISS, GENERATIONS, MANIFEST, PENDING, read_manifest
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
 from tests.cli.calls import make_environment
 from tests.retrieval.conftest import write_gallery
 from tests.retrieval.test_living_index import die_at
@@ -36,9 +36,9 @@ WRITE_UNDER_LIMIT = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from indistill.retrieval.build import write_faiss
-from indistill.retrieval.segments import write_segment
-from indistill.retrieval.types import make_faiss
+from indistill.retrieval.store.build import write_faiss
+from indistill.retrieval.store.segments import write_segment
+from indistill.retrieval.index_types.types import make_faiss
 vectors, ids = np.eye(64, dtype=np.float32).repeat(9, axis=0), np.arange(576)
 write = {
     "segment": lambda path: write_segment(path, ids, vectors),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from indistill.errors import InputError
-from indistill.retrieval.types import (
+from indistill.retrieval.index_types.types import (
     add_to_faiss,
     can_filter,
     can_remove,
@@ -259,7 +259,7 @@ def test_a_mapped_index_stays_on_the_disk(factory: str, tmp_path: Path) -> None:
     wide = np.tile(VECTORS, (6, 24))  # 12,000 x 384
     faiss.write_index(make_faiss(factory, wide, np.arange(len(wide))), str(path))
     script = (
-        "import sys; from pathlib import Path; from indistill.retrieval.types import read_faiss\n"
+        "import sys; from pathlib import Path; from indistill.retrieval.index_types.types import read_faiss\n"
         "def held():\n"
         "    return int([l for l in open('/proc/self/status') if l.startswith('RssAnon')][0].split()[1]) * 1024\n"
         "before = held(); index = read_faiss(Path(sys.argv[1]), mapped=sys.argv[2] == 'mapped'); print(held() - before)"

@@ -8,12 +8,12 @@ import pytest
 from indistill.data.sets import open_folder
 from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.retrieval.build import BuildOptions, build_index
-from indistill.retrieval.changes import add_images, remove_items, sync_folder
 from indistill.retrieval.index import Index
-from indistill.retrieval.selection import Selection
-from indistill.retrieval.store import FAISS, MANIFEST, name_generation, read_manifest
-from indistill.retrieval.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
+from indistill.retrieval.store.build import BuildOptions, build_index
+from indistill.retrieval.store.changes import add_images, remove_items, sync_folder
+from indistill.retrieval.store.generations import FAISS, MANIFEST, name_generation, read_manifest
+from indistill.retrieval.store.selection import Selection
+from indistill.retrieval.store.upkeep import compact_index, merge_indexes, rebuild_index, verify_index
 from tests.retrieval.conftest import write_gallery
 
 FILES = (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indistill.errors import InputError
-from indistill.retrieval.catalogue import SCHEMA, CatalogueItem
+from indistill.retrieval.store.catalogue import SCHEMA, CatalogueItem
 from indistill.retrieval.where import MAX_COMPARISONS, MAX_DEPTH, MAX_LENGTH, Where, parse_where
 
 Truth = bool | None

@@ -1,7 +1,0 @@
-"""The names of the criteria by which a teacher's channels are kept, see `indistill.pruning`. Needs no torch."""
-
-from typing import Literal, get_args
-
-Criterion = Literal["l1", "l2", "fpgm", "bn-scale", "taylor", "activation", "random"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-DATA_CRITERIA: tuple[Criterion, ...] = ("taylor", "activation")  # they look at images

@@ -1,0 +1,52 @@
+"""What is printed before a training, on standard error: the pairs of stages, and the schedule."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from indistill.curriculum.phases import Phase
+from indistill.distillation.pairing import Pairing
+from indistill.progress import make_console
+
+WIDE = 10_000  # of a table that goes into a file: no line is broken
+
+
+def print_pairing(pairing: Pairing) -> None:
+    """Prints the pairs of stages with their sizes and what is kept of the teacher's, and what was left out."""
+    for reason in pairing.skipped:
+        make_console().print(f"warning: {reason}, and it is skipped; --pair TEACHER:STUDENT names others", markup=False)
+    rows = [
+        [
+            f"{row['teacher']}:{row['student']}",
+            *(f"{side}x{side}" if side else "vector" for side in (row["teacher_side"], row["student_side"])),
+            f"{row['kept']} of {row['teacher_width']}",
+            "" if row["energy"] is None else f"{100 * row['energy']:.1f} %",
+        ]
+        for row in pairing.describe()
+    ]
+    if rows:
+        _print_table(["stages (teacher:student)", "teacher map", "student map", "channels kept", "of the energy"], rows)
+
+
+def print_schedule(phases: Sequence[Phase]) -> None:
+    """Prints the phases with their epochs and learning rates."""
+    _print_table(
+        ["phase", "epochs", "learning rate"],
+        [
+            [phase.name, f"up to {phase.epochs}" if phase.tolerance else str(phase.epochs), f"{phase.lr:g}"]
+            for phase in phases
+        ],
+    )
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console = make_console()
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table, markup=False)
