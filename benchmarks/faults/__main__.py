@@ -16,6 +16,7 @@ within two seconds), and the command given again completes.
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -79,6 +80,8 @@ def main() -> None:
     parser.add_argument("--fault", action="append", choices=list(FAULTS), help="one of the faults; repeatable (all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # by which the tries end and the table is printed
+        signal.signal(number, signal.default_int_handler)
     begun, machine = time.monotonic(), describe_machine()
     root = Path(tempfile.mkdtemp(prefix="indistill-faults-"))
     cells: dict[tuple[str, str], Counter[str]] = {}
