@@ -7,7 +7,15 @@ trainings are one run: the auxiliary's own folder is `auxiliary/` in the run's.
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from indistill.training.checkpoint import get_random_states, set_random_states
+from indistill.curriculum.phases import Phase, scale_epochs
+from indistill.data.pixels import Pixels, StreamedPixels
+from indistill.distillation.distill import build_terms
+from indistill.distillation.pairing import Pairing
+from indistill.models.loading import Network
+from indistill.models.weights import load_weights
+from indistill.parallel.processes import copy_from_first, is_first, on_first
+from indistill.progress import make_console
+from indistill.run_folder import AUXILIARY_FOLDER, WEIGHTS_NAMES, is_run
 from indistill.runs.compress import (
     align_channels,
     build_distillation,
@@ -19,20 +27,12 @@ from indistill.runs.compress import (
     run_compress,
 )
 from indistill.runs.config import Recipe
-from indistill.curriculum.phases import Phase, scale_epochs
-from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.distillation.distill import build_terms
-from indistill.models.loading import Network
-from indistill.models.weights import load_weights
-from indistill.distillation.pairing import Pairing
+from indistill.runs.environment import describe_environment
 from indistill.runs.plan import print_pairing
-from indistill.parallel.processes import copy_from_first, is_first, on_first
-from indistill.progress import make_console
 from indistill.runs.resume import hold_run, open_run
 from indistill.runs.running import make_example
-from indistill.run_folder import AUXILIARY_FOLDER, WEIGHTS_NAMES, is_run
-from indistill.runs.environment import describe_environment
 from indistill.runs.settings import RunSettings, describe_start
+from indistill.training.checkpoint import get_random_states, set_random_states
 from indistill.training.validation import describe_held_out
 
 FAR_APART = (

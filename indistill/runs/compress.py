@@ -6,23 +6,23 @@ from typing import Any
 
 import torch
 
-from indistill.runs.config import Recipe
 from indistill.curriculum.phases import Phase, arrange_warm_up, build_curriculum, build_warm_up, scale_epochs
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.distillation.distill import Distillation, build_step, build_terms, check_distillation
 from indistill.distillation.joint import JointStep
 from indistill.distillation.pairing import Pairing, choose_channels, draw_images
-from indistill.runs.plan import print_pairing
-from indistill.parallel.processes import go_first, on_first, on_one_machine
-from indistill.runs.resume import hold_run, open_run
-from indistill.runs.running import make_batches, make_example, train_run
-from indistill.run_folder import CHECKPOINT_FOLDER
-from indistill.runs.environment import describe_environment
-from indistill.runs.settings import RunSettings, describe_run
-from indistill.training.split import has_classes
 from indistill.distillation.teacher_cache import store_teacher
 from indistill.distillation.terms import Term
+from indistill.parallel.processes import go_first, on_first, on_one_machine
+from indistill.run_folder import CHECKPOINT_FOLDER
+from indistill.runs.config import Recipe
+from indistill.runs.environment import describe_environment
+from indistill.runs.plan import print_pairing
+from indistill.runs.resume import hold_run, open_run
+from indistill.runs.running import make_batches, make_example, train_run
+from indistill.runs.settings import RunSettings, describe_run
 from indistill.training.loop import Step
+from indistill.training.split import has_classes
 from indistill.training.validation import Validation, build_label_figure, build_neighbour_figure, describe_held_out
 
 

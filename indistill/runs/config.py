@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, TypedDict
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from indistill.pruning.criteria import Criterion
 from indistill.curriculum.phases import Kind
+from indistill.curriculum.schedule import Optimisation, Restart, Schedule
 from indistill.errors import ConfigError, suggest_nearest
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
-from indistill.curriculum.schedule import Optimisation, Restart, Schedule
+from indistill.pruning.criteria import Criterion
 from indistill.training.split import ValidationOptions
 
 Triple = tuple[float, float, float]

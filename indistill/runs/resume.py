@@ -12,7 +12,14 @@ from indistill.errors import InputError, describe_os_error
 from indistill.locking import hold_lock
 from indistill.parallel.processes import is_first
 from indistill.progress import make_console
-from indistill.run_folder import WEIGHTS_NAMES, check_no_file_above, check_run_output, create_run, is_run, remove_checkpoints
+from indistill.run_folder import (
+    WEIGHTS_NAMES,
+    check_no_file_above,
+    check_run_output,
+    create_run,
+    is_run,
+    remove_checkpoints,
+)
 from indistill.runs.settings import RunSettings
 
 DIFFERENCES_SHOWN = 3

@@ -7,25 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from indistill.training.checkpoint import Checkpoints, read_position
-from indistill.runs.config import Recipe
 from indistill.curriculum.phases import Phase
+from indistill.curriculum.schedule import Optimisation
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
-from indistill.training.devices import compile_network, explain_compiler, make_precision
-from indistill.training.loggers import open_loggers
 from indistill.models.weights import save_weights
-from indistill.training.monitor import SilentMonitor, TrainingMonitor
-from indistill.runs.plan import print_schedule
 from indistill.parallel.processes import is_first
 from indistill.progress import make_console
 from indistill.reports.page import write_training_report
 from indistill.run_folder import CHECKPOINT_FOLDER, WEIGHTS_NAMES, remove_checkpoints
-from indistill.training.safety import explain_interruption
-from indistill.curriculum.schedule import Optimisation
+from indistill.runs.config import Recipe
+from indistill.runs.plan import print_schedule
 from indistill.runs.settings import RunSettings
-from indistill.training.split import Split, split_images
+from indistill.training.checkpoint import Checkpoints, read_position
+from indistill.training.devices import compile_network, explain_compiler, make_precision
+from indistill.training.loggers import open_loggers
 from indistill.training.loop import Step, train
+from indistill.training.monitor import SilentMonitor, TrainingMonitor
+from indistill.training.safety import explain_interruption
+from indistill.training.split import Split, split_images
 from indistill.training.validation import Validation
 
 

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 
 from indistill import __version__
-from indistill.runs.config import Recipe
 from indistill.curriculum.phases import Phase
-from indistill.errors import InputError
-from indistill.training.loggers import LoggerName
 from indistill.models.loading import Network
-from indistill.training.precision import PrecisionName
 from indistill.parallel.processes import count_processes
 from indistill.run_folder import Command
+from indistill.runs.config import Recipe
+from indistill.training.loggers import LoggerName
+from indistill.training.precision import PrecisionName
 from indistill.training.validation import Retrieval
 
 

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indistill.runs.config import Recipe
 from indistill.curriculum.phases import Phase, build_supervised, scale_epochs
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import ModelError, describe_error
 from indistill.models.loading import Network
 from indistill.parallel.processes import on_first, weigh_share
+from indistill.runs.config import Recipe
+from indistill.runs.environment import describe_environment
 from indistill.runs.resume import hold_run, open_run
 from indistill.runs.running import make_batches, make_example, train_run
-from indistill.runs.environment import describe_environment
 from indistill.runs.settings import RunSettings, describe_run
 from indistill.training.loop import Step
 from indistill.training.validation import Validation, build_label_figure, describe_held_out
