@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from indistill.signals import keep_handlers
 from tests.cli.calls import make_environment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -99,3 +100,23 @@ run()
 """
     done = run_code(code)
     assert (done.returncode, done.stderr) == (128 + signal.Signals[name], "interrupted\n")
+
+
+def test_a_command_that_tidies_up_for_too_long_is_ended_with_what_it_noted() -> None:
+    code = f"""{CATCH}
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt as error:
+    error.add_note("3 embeddings are kept")
+    time.sleep(60)
+"""
+    done = run_code(code)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "interrupted; 3 embeddings are kept\n")
+
+
+def test_handlers_are_kept_where_a_library_sets_its_own() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with keep_handlers():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == before
