@@ -18,7 +18,7 @@ import typer
 
 from indistill import __version__
 from indistill.errors import IndistillError, InputError, describe_os_error
-from indistill.signals import describe_interruption, find_signal
+from indistill.signals import describe_interruption, find_signal, leave_termination
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -77,10 +77,12 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
-        from indistill.progress import silence_output
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        leave_termination()
+        if os.environ["RANK"] != "0":
+            from indistill.progress import silence_output
 
-        silence_output()
+            silence_output()
     names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
     try:
         build_app(names)(arguments, prog_name="indistill")

@@ -53,6 +53,11 @@ def catch_signals() -> None:
     threading.Thread(target=_wait_for_signal, args=(reader,), daemon=True).start()
 
 
+def leave_termination() -> None:
+    """Lets SIGTERM end the process without a word, for one of several whose launcher ends them so when one fails."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @contextmanager
 def keep_handlers() -> Iterator[None]:
     """Keeps the handlers of the signals, for libraries that put their own in place."""

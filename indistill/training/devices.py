@@ -26,7 +26,7 @@ from torch.nn.utils import clip_grad_norm_
 from indistill.errors import InputError, TrainingError
 from indistill.parallel.processes import count_processes
 from indistill.progress import silence_output
-from indistill.signals import catch_signals
+from indistill.signals import catch_signals, leave_termination
 from indistill.training.precision import PrecisionName
 
 # To end processes, with the seconds after each: after Ctrl-C they end by themselves. In all less than two seconds.
@@ -167,6 +167,7 @@ def _run(command: Callable[[], None], _fabric: Fabric) -> None:
     """Runs the command in a process that was started."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # by which it is told that the one that waits has ended
     catch_signals()
+    leave_termination()
     if dist.get_rank() > 0:
         silence_output()
     try:
