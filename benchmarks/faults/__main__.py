@@ -1,6 +1,6 @@
 """Disturbs each command that writes by each fault, and prints what was lost.
 
-    python -m benchmarks.faults --tries 8
+    python -m benchmarks.faults --tries 6
 
 Tiny images, tiny networks, one thread. A try prepares a place, starts the command in a process of its own, disturbs it,
 looks at what it left, and gives the command again. Most processes are forked with everything imported, so that a try
@@ -75,7 +75,7 @@ def describe_cell(counts: Counter[str] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=8, help="of each fault that has a random moment (8), else 2")
+    parser.add_argument("--tries", type=int, default=6, help="of each fault that has a random moment (6), else 2")
     parser.add_argument("--command", action="append", help="one of the commands; repeatable (all)")
     parser.add_argument("--fault", action="append", choices=list(FAULTS), help="one of the faults; repeatable (all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")

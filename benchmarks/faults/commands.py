@@ -198,11 +198,11 @@ def copy_from(*names: str) -> Callable[[Path, Path], None]:
     return prepare
 
 
-_TRAIN = f"{SMALL} --checkpoint-every 0.05 --device cpu"
+_TRAIN = f"{SMALL} --checkpoint-every 0.5 --device cpu"
 COMMANDS = (
     Command(
         "train",
-        f"train --model {{given}}/networks.py:build --data {{given}}/gallery --out {{here}}/run --epochs 20 {_TRAIN}",
+        f"train --model {{given}}/networks.py:build --data {{given}}/gallery --out {{here}}/run --epochs 8 {_TRAIN}",
         copy_from(),
         look_at_run,
         workers="--devices 2",
@@ -211,7 +211,7 @@ COMMANDS = (
     Command(
         "compress",
         "compress --teacher {given}/teacher --student {given}/networks.py:build --data {given}/gallery "
-        f"--out {{here}}/run --epochs 12 {_TRAIN}",
+        f"--out {{here}}/run --epochs 8 {_TRAIN}",
         copy_from(),
         look_at_run,
         workers="--devices 2",
