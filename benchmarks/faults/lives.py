@@ -83,6 +83,7 @@ def fork_life(
         before: called in the process before the command begins.
         modules: a file for the names of the modules that are imported in the end.
     """
+    log.touch()
     pid = os.fork()
     if pid:
         return Child(pid, log)
