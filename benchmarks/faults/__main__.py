@@ -14,6 +14,7 @@ within two seconds), and the command given again completes.
 """
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--fault", action="append", choices=list(FAULTS), help="one of the faults; repeatable (all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported: forked lives compute as fresh ones do
     for number in (signal.SIGINT, signal.SIGTERM):  # by which the tries end and the table is printed
         signal.signal(number, signal.default_int_handler)
     begun, machine = time.monotonic(), describe_machine()

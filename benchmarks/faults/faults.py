@@ -4,6 +4,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,8 @@ def _stop(trial: Trial, number: signal.Signals) -> None:
     sent = time.monotonic()
     child.send(number)
     life = child.end()
+    if life.code == -number and trial.look() == trial.known.new:  # Python was ending: all was done and said
+        life = replace(life, code=0)
     if life.code:
         trial.stops_s.append(time.monotonic() - sent)
         if life.code != 128 + number:
