@@ -84,8 +84,11 @@ def fork_life(
         modules: a file for the names of the modules that are imported in the end.
     """
     log.touch()
+    stops = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # until the child handles them
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
         return Child(pid, log)
     code = 99
     try:
@@ -93,13 +96,16 @@ def fork_life(
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(stream, 2)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in stops:
             signal.signal(number, signal.SIG_DFL)
         os.environ.update(environment)
         sys.argv = ["indistill", *words]
         before()
         from indistill.cli.__main__ import run
+        from indistill.signals import end_at_once_on_signals
 
+        end_at_once_on_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
         try:
             run()
             code = 0
