@@ -1,12 +1,13 @@
 """The command line: registers the commands, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted.
+Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 import errno
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -16,10 +17,12 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would
 import typer
 
 from indistill import __version__
-from indistill.errors import IndistillError, escape_text
+from indistill.errors import IndistillError, InputError, describe_os_error
+from indistill.signals import describe_interruption, find_signal, leave_termination
 from indistill.talk import say
 
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 COMMANDS = (
     "train",
     "compress",
@@ -85,29 +88,30 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
-        from indistill.progress import silence_output
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        leave_termination()
+        if os.environ["RANK"] != "0":
+            from indistill.progress import silence_output
 
-        silence_output()
+            silence_output()
     _check_words(arguments)
     try:
         build_app(choose_commands(arguments))(arguments, prog_name="indistill")
-    except IndistillError as error:
-        if debug:
-            raise
-        _fail(f"indistill: error: {error}", error.exit_code)
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # how Typer ends after Ctrl-C
-            _tell_interruption(end)
-        raise
+        if end.code != INTERRUPTED:  # how Typer ends after Ctrl-C
+            raise
+        _end_interrupted(end)
     except KeyboardInterrupt as error:
-        _tell_interruption(error)
-        sys.exit(INTERRUPTED)
+        _end_interrupted(error)
     except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
+        if find_signal() is not None:  # libraries make errors of their own of it
+            _end_interrupted(error)
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            _fail(f"indistill: error: '{escape_text(str(error.filename))}' is too long for the name of a file", 2)
+        if isinstance(error, IndistillError):
+            _fail(f"indistill: error: {error}", error.exit_code)
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
+            _fail(f"indistill: error: {_describe_file_error(error)}", InputError.exit_code)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
 
@@ -121,12 +125,19 @@ def _check_words(arguments: Sequence[str]) -> None:
             _fail(f"indistill: error: there is no command or option '{word}'", 2)
 
 
-def _tell_interruption(error: BaseException) -> None:
-    """Prints that the command was interrupted, and what the interrupted code noted on the way: how to go on."""
+def _end_interrupted(error: BaseException) -> NoReturn:
+    """Says that the command was interrupted, and exits."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
-    say("; ".join(["interrupted", *getattr(found, "__notes__", ())]))
+    say(describe_interruption(found))
+    sys.exit(128 + (find_signal() or signal.SIGINT))
+
+
+def _describe_file_error(error: OSError) -> str:
+    """Returns which file it is about, and the reason of the operating system."""
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{describe_os_error(error)} (--debug shows where)"
 
 
 def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
@@ -142,4 +153,6 @@ def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    from indistill.cli.__main__ import run
+
+    run()

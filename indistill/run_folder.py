@@ -10,6 +10,7 @@ evaluation-*.json   metrics that `compare` keeps
 tensorboard/        event files, of --logger tensorboard; wandb/ of --logger wandb
 loggers.json        where W&B and MLflow log
 checkpoint/         the state of a training that is not complete
+lock                held by the process that writes
 auxiliary/          the run of an auxiliary teacher, where there is one
 """
 
@@ -24,9 +25,11 @@ import yaml
 
 from indistill import run_documents
 from indistill.documents import read_json, read_yaml
-from indistill.errors import ExistsError, InputError, ModelError
+from indistill.durable import move_into_place, name_aside, write_aside
+from indistill.errors import ExistsError, InputError, ModelError, describe_os_error
 from indistill.formats import CLOSENESS, RUN, require_format
 from indistill.hashing import hash_file
+from indistill.locking import LOCK
 from indistill.preprocess import Preprocessing
 from indistill.run_documents import CONFIG, ENVIRONMENT, RECORD, check_document
 
@@ -46,7 +49,8 @@ RUN_FILES = (
         for end in (".safetensors", ".onnx", "_fp16.onnx", "_int8.onnx")
     ),
 )
-BEFORE_CONFIG = {"environment.json", "environment.json.partial", "config.yaml.partial"}  # of a start that was cut off
+# Of a start that was cut off.
+BEFORE_CONFIG = {LOCK, "environment.json", "environment.json.partial", "config.yaml.partial"}
 LOGGER_FOLDERS = ("tensorboard", "wandb")
 CHECKPOINT_FOLDER, AUXILIARY_FOLDER = "checkpoint", "auxiliary"
 
@@ -88,7 +92,7 @@ def create_run(folder: Path, config: dict[str, Any], environment: dict[str, Any]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         auxiliary = folder / AUXILIARY_FOLDER
-        _remove_run_files(auxiliary, RUN_FILES)
+        _remove_run_files(auxiliary, (*RUN_FILES, LOCK))
         if auxiliary.is_dir() and not any(auxiliary.iterdir()):
             auxiliary.rmdir()
         _remove_run_files(folder, [name for name in RUN_FILES if name != "config.yaml"])
@@ -209,13 +213,13 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: the place cannot be written to.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be text
-        partial.replace(path)
+        with write_aside(path) as stream:
+            stream.write(text.encode("utf-8", errors="backslashreplace"))  # file names need not be text
+        move_into_place(name_aside(path), path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
 
 
 def _remove_run_files(folder: Path, names: Iterable[str]) -> None:

@@ -1,13 +1,16 @@
 """A run begins, or goes on where it was cut off: only as the same run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from indistill.documents import read_json, read_yaml
-from indistill.errors import InputError
+from indistill.errors import InputError, describe_os_error
+from indistill.locking import hold_lock
+from indistill.parallel.processes import is_first
 from indistill.run_documents import CONFIG, ENVIRONMENT, check_document
 from indistill.run_folder import (
     WEIGHTS_NAMES,
@@ -43,8 +46,29 @@ def check_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise InputError(f"{folder} holds no run that could be resumed: leave --resume out to start it")
 
 
+@contextmanager
+def hold_run(settings: RunSettings) -> Iterator[None]:
+    """Holds the right to write to a run; of several processes that train together the first one does.
+
+    Raises:
+        ExistsError: see `check_run_output`.
+        InputError: another process holds it, or the folder cannot be written to.
+    """
+    if not is_first():
+        yield
+        return
+    if not settings.resume:
+        check_run_output(settings.out, overwrite=settings.overwrite)  # nothing is put into a folder of something else
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{settings.out} cannot be written: {describe_os_error(error)}") from error
+    with hold_lock(settings.out, "run"):
+        yield
+
+
 def open_run(settings: RunSettings, config: dict[str, Any], environment: dict[str, Any]) -> bool:
-    """Creates the run folder, or finds the run that is to go on; returns whether it has to be trained.
+    """Creates the run in a folder that is held, or finds the one that is to go on; returns whether it must be trained.
 
     Raises:
         ExistsError: a run would be overwritten.
