@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from indistill.cli.output import print_json, print_table
 from indistill.errors import IndistillError
 from indistill.export.bench_compare import Change, list_regressions
 from indistill.export.bench_report import BenchReport, Include, Quality, Result, Row
 from indistill.run_folder import write_text
+from indistill.talk import say
 
 NONE = "-"
 INCLUDED: dict[Include, str] = {
@@ -26,9 +25,9 @@ def print_bench(report: BenchReport, *, as_json: bool) -> None:
         print_json(report.model_dump(mode="json"))
     else:
         print_table(*tabulate_bench(report))
-        typer.echo(describe_bench(report), err=True)
+        say(describe_bench(report))
     for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
 
 
 def describe_bench(report: BenchReport) -> str:
@@ -83,11 +82,11 @@ def print_changes(changes: Sequence[Change], differences: Sequence[str], *, as_j
     header = ["engine", "model", "precision", "batch", "threads", "old", "new", "change", "noise", "verdict"]
     if as_json:
         for row in rows:
-            typer.echo("  ".join(f"{name} {cell}" for name, cell in zip(header, row, strict=True)), err=True)
+            say("  ".join(f"{name} {cell}" for name, cell in zip(header, row, strict=True)))
     else:
         print_table(header, rows)
     for difference in differences:
-        typer.echo(f"warning: {difference}", err=True)
+        say(f"warning: {difference}")
 
 
 def require_no_regression(changes: Sequence[Change], old: str) -> None:
@@ -127,7 +126,7 @@ def write_bench_page(page: Path, report: BenchReport) -> None:
     table = ReportSection("Measurements", describe_bench(report), header, rows)
     sections = [*charts, table, ReportSection("About", header=("", ""), rows=facts)]
     write_text(page, render_report("indistill bench", sections))
-    typer.echo(f"wrote {page}", err=True)
+    say(f"wrote {page}")
 
 
 def draw_results(results: Sequence[Result], report: BenchReport) -> str:
@@ -137,7 +136,7 @@ def draw_results(results: Sequence[Result], report: BenchReport) -> str:
     """
     from matplotlib.figure import Figure
 
-    from indistill.reports.page import save_svg
+    from indistill.reports.page import save_svg, write_label
 
     quality, models = _find_quality(report), _name_models(report)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -152,7 +151,7 @@ def draw_results(results: Sequence[Result], report: BenchReport) -> str:
             continue
         latency, colour = result.latency_ms, colours[_name_network(result)]
         axes.plot([latency.p50, latency.p95], [height, height], color=colour, linewidth=1, alpha=0.6)
-        label = " ".join(_describe_row(result, models)[:2])
+        label = write_label(" ".join(_describe_row(result, models)[:2]))
         axes.plot(latency.p50, height, MARKERS[result.engine], color=colour, label=label)
     heights = "mAP %" if quality is not None and quality.map is not None else "overlap of the 10 nearest, %"
     axes.set(xlabel="latency of a call in ms", xscale="log", ylabel="" if quality is None else heights)

@@ -19,13 +19,15 @@ from indistill.data.specs import locate_data
 from indistill.errors import InputError
 from indistill.formats import CLOSENESS
 from indistill.hashing import hash_file
+from indistill.locking import hold_lock
 from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray
-from indistill.progress import make_console, show_progress
+from indistill.progress import show_progress
 from indistill.reports.page import Picture, ReportSection, encode_thumbnail, write_training_report
 from indistill.retrieval.evaluation.evaluate import LabelledVectors, evaluate_retrieval
 from indistill.run_folder import Run, read_closeness, read_metrics, read_run, write_text
+from indistill.talk import say
 
 IMAGES = 1000
 QUERIES_SHOWN, NEIGHBOURS_SHOWN = 8, 6
@@ -75,7 +77,7 @@ def report_trained_run(folder: Path, teacher: Network, images: ImageSet, device:
     try:
         figures = read_closeness(run) or report_run(Subject(run, teacher, device), images, None, IMAGES)
     except InputError as error:
-        make_console().print(f"warning: the report does not say how close the student is: {error}", markup=False)
+        say(f"warning: the report does not say how close the student is: {error}")
     else:
         print_closeness_briefly(folder, figures)
 
@@ -94,6 +96,11 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
         DataError: too few images, or vectors that are not finite.
         ModelError: a network or its weights cannot be used.
     """
+    with hold_lock(subject.run.folder, "run"):
+        return _report_held_run(subject, images, gallery, count)
+
+
+def _report_held_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, count: int) -> dict[str, Any]:
     run = subject.run
     records = read_metrics(run.folder / "metrics.jsonl")
     pixels = load_pixels(sample_images(images, count), run.preprocessing)
@@ -129,9 +136,10 @@ def report_run(subject: Subject, images: ImageSet, gallery: ImageSet | None, cou
     }
     worst = find_worst(embedded["teacher"], embedded["student"])
     figures["worst_queries"] = [_describe_query(query, pixels, embedded) for query in worst]
-    write_text(run.folder / "closeness.json", json.dumps(figures, indent=2) + "\n")
     sections = [*describe_figures(figures), show_queries(worst, pixels, embedded)]
     write_training_report(run.folder / "report.html", run.config, records, sections)
+    # Last: a run that has it is not measured again.
+    write_text(run.folder / "closeness.json", json.dumps(figures, indent=2) + "\n")
     return figures
 
 

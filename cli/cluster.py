@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from indistill.errors import InputError
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.data.sets import ImageSet
@@ -83,10 +84,7 @@ def choose_builder(
         on_progress: Callable[[int], None],
     ) -> "tuple[Manifest, list[SkippedImage]]":
         manifest, skipped, work = build_on_cluster(gallery, session, out, options, spread, on_progress)
-        typer.echo(
-            f"embedded {work.embedded:,} images on {len(work.nodes)} nodes, {work.known:,} were embedded before",
-            err=True,
-        )
+        say(f"embedded {work.embedded:,} images on {len(work.nodes)} nodes, {work.known:,} were embedded before")
         return manifest, skipped
 
     return build

@@ -15,16 +15,19 @@ from indistill.cli.inputs import report_skipped
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, require_labels
 from indistill.data.specs import open_images
+from indistill.documents import read_json
 from indistill.errors import DataError, InputError
 from indistill.export.bench import Protocol, count_turns, run_bench
 from indistill.export.bench_process import Engine
 from indistill.formats import KEPT_EVALUATION
 from indistill.hashing import hash_file
 from indistill.preprocess import Preprocessing
-from indistill.progress import make_console, show_progress
+from indistill.progress import show_progress
 from indistill.reports.comparison import Group
 from indistill.retrieval.evaluation.evaluate import METRICS, LabelledVectors, evaluate_retrieval
+from indistill.run_documents import EVALUATION, is_document
 from indistill.run_folder import Run, read_closeness, read_metrics, write_text
+from indistill.talk import say
 
 TIMED_IMAGES = 8
 ROUNDS = 5
@@ -151,10 +154,9 @@ def compare_closeness(runs: Sequence[Run]) -> list[dict[str, float]]:
     """
     found = [read_closeness(run) for run in runs]
     if len({figures["fingerprint"] for figures in found if figures}) > 1:
-        make_console().print(
+        say(
             "warning: closeness was measured on different images, so it is left out: run 'indistill report RUN --data "
-            "IMAGES' with the same ones for each",
-            markup=False,
+            "IMAGES' with the same ones for each"
         )
         return [{} for _ in runs]
     return [dict(figures["student"]) if figures else {} for figures in found]
@@ -220,13 +222,14 @@ def _measure(run: Run, evaluated: Evaluated, cache: PixelCache) -> dict[str, dic
 
 def _read_kept(file: Path, about: dict[str, Any]) -> dict[str, dict[str, float]] | None:
     kept = _read_json(file)
-    return kept["metrics"] if kept.get("about") == about and "metrics" in kept else None
+    fits = kept.get("about") == about and is_document(EVALUATION, kept.get("metrics"))
+    return kept["metrics"] if fits else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     """Returns the object in a file, or an empty one where the file is missing or damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -4,8 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from indistill.cli.hits import LONGEST_PATH, emit_csv, emit_page
 from indistill.cli.options import HitFormat
 from indistill.cli.stdout import emit
@@ -13,6 +11,7 @@ from indistill.errors import escape_text
 from indistill.retrieval.duplicates import Duplicate
 from indistill.retrieval.index import Hit
 from indistill.retrieval.sheet import SheetRow, render_sheet
+from indistill.talk import say
 
 Groups = Sequence[Sequence[Duplicate]]
 NAMES = ("id", "path", "label", "size_bytes", "score", "copy_of")
@@ -37,7 +36,7 @@ def print_groups(groups: Groups, root: Path, form: HitFormat) -> None:
 def render_groups(groups: Groups, root: Path) -> str:
     """Returns the groups as a page, the first image of each as the one that the others are like."""
     if len(groups) > MAX_GROUPS_SHOWN:
-        typer.echo(f"the page shows the first {MAX_GROUPS_SHOWN} of {len(groups):,} groups", err=True)
+        say(f"the page shows the first {MAX_GROUPS_SHOWN} of {len(groups):,} groups")
     rows = [
         SheetRow(root / group[0].item.path, _make_hits(group[1:]), role=f"{len(group)} images: 1.")
         for group in groups[:MAX_GROUPS_SHOWN]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import typer
 from markupsafe import Markup
 
 from indistill.cli.evaluation import Conduct, Measurement
@@ -17,6 +16,7 @@ from indistill.retrieval.evaluation.page import render_evaluation
 from indistill.retrieval.evaluation.ranks import Ranks
 from indistill.retrieval.index import Hit
 from indistill.retrieval.sheet import SheetRow, render_rows
+from indistill.talk import say
 
 QUERIES_SHOWN, HITS_SHOWN = 8, 6
 
@@ -52,7 +52,7 @@ def write_page(measurements: Sequence[Measurement], conduct: Conduct, path: Path
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
-    typer.echo(f"wrote {path}", err=True)
+    say(f"wrote {path}")
 
 
 def read_precisions(measurement: Measurement) -> tuple[str, Figures]:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import typer
 
 from indistill.cli.evaluation import Conduct, Measurement, are_paired
 from indistill.cli.output import print_json, print_table
@@ -14,6 +13,7 @@ from indistill.cli.stdout import emit
 from indistill.formats import EVALUATION_REPORT
 from indistill.retrieval.evaluation.intervals import LEVEL, RESAMPLES, SEED, Estimate, estimate_means
 from indistill.retrieval.evaluation.metrics import JUNK, Figures, QueryFigures
+from indistill.talk import say
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -35,7 +35,7 @@ def print_measurements(
         if number:
             emit(f"\n{title}")
         print_table(*table)
-    typer.echo(describe_queries(first, conduct), err=True)
+    say(describe_queries(first, conduct))
 
 
 def tabulate_all(measurements: Sequence[Measurement], *, per_class: bool) -> dict[str, Table]:

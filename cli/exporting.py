@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from indistill.cli.interruption import NOTHING, note_on_interruption
 from indistill.cli.output import print_json, print_table
 from indistill.cli.stdout import emit
@@ -16,6 +14,7 @@ from indistill.export.artefact import Artefact, Precision
 from indistill.export.bench_process import Engine
 from indistill.hashing import hash_file
 from indistill.progress import show_progress
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.export.onnx import Exporter, ExportOptions
@@ -169,7 +168,7 @@ def print_exports(exports: Exports, verdict: Verdict | None, *, as_json: bool) -
         if verdict is not None:
             _print_verdict(verdict)
         if not exports.refused:
-            typer.echo(f"Next: indistill index build IMAGES --model {exports.files[0].path} --out INDEX", err=True)
+            say(f"Next: indistill index build IMAGES --model {exports.files[0].path} --out INDEX")
     if exports.refused:
         raise VerificationError("; ".join(exports.refused.values()))
 

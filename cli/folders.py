@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import escape_text
 from indistill.export.folder import FOLDER_FILES, ModelFolder
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.export.hub import PushOptions
@@ -37,7 +36,7 @@ def warn_of_others(folder: ModelFolder) -> None:
     """Prints which files of a folder are not ours, and so are not sent."""
     others = sorted(path.name for path in folder.path.iterdir() if path.name not in FOLDER_FILES)
     if others:
-        typer.echo(f"not sent, as they are no part of a model folder: {escape_text(', '.join(others))}", err=True)
+        say(f"not sent, as they are no part of a model folder: {escape_text(', '.join(others))}")
 
 
 def _print_sizes(folder: ModelFolder) -> None:

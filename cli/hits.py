@@ -5,17 +5,18 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import typer
-
 from indistill.cli.options import HitFormat
 from indistill.cli.stdout import emit
 from indistill.data.urls import join_url
 from indistill.errors import ExistsError, InputError, describe_os_error, escape_text
 from indistill.retrieval.index import Hit
 from indistill.retrieval.search import Asked, SearchOptions, SearchResults, describe_query
+from indistill.talk import say
 
 LONGEST_PATH = 4096
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+# What spreadsheets take for a formula, the wide forms too; and the sign that marks such a text, so that all can be read
+# back.
+MARKED_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n", "'")
 
 
 def choose_format(wanted: HitFormat | None, *, as_json: bool) -> HitFormat | None:
@@ -46,10 +47,10 @@ def report_empty(results: SearchResults, options: SearchOptions) -> None:
     """Says on standard error which queries have no hits."""
     empty = [query for query, hits in results.queries if not hits]
     if empty and options.where is not None and options.threshold is None and not options.exclude_self:
-        typer.echo("no image of the index meets the condition of --where", err=True)
+        say("no image of the index meets the condition of --where")
         return
     for query in empty:
-        typer.echo(f"{escape_text(describe_query(query), LONGEST_PATH)}: no hits", err=True)
+        say(f"{escape_text(describe_query(query), LONGEST_PATH)}: no hits")
 
 
 def write_sheet(results: SearchResults, path: Path, *, overwrite: bool) -> None:
@@ -72,13 +73,12 @@ def write_page(page: str, path: Path) -> None:
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
-    typer.echo(f"wrote {path}", err=True)
+    say(f"wrote {path}")
     pictures, missing = count_pictures(page)
     if missing:
-        typer.echo(
+        say(
             f"warning: {missing:,} of the {pictures:,} images of the page are not shown: their files are not there, or "
-            "cannot be read",
-            err=True,
+            "cannot be read"
         )
 
 
@@ -88,7 +88,10 @@ def emit_page(page: str) -> None:
 
 
 def emit_csv(header: list[str], rows: Iterable[list[str | int | float | None]]) -> None:
-    """Prints CSV after RFC 4180, in UTF-8. A text that a spreadsheet would take for a formula gets a ' before it."""
+    """Prints CSV after RFC 4180, in UTF-8. A text that a spreadsheet would take for a formula gets a ' before it.
+
+    So does one that begins with a ': without the first one, each is what it was.
+    """
     import csv
     import io
 
@@ -96,9 +99,7 @@ def emit_csv(header: list[str], rows: Iterable[list[str | int | float | None]]) 
     writer = csv.writer(stream)
     writer.writerow(header)
     for row in rows:
-        writer.writerow(
-            f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell for cell in row
-        )
+        writer.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(MARKED_SIGNS) else cell for cell in row)
     emit(stream.getvalue().encode("utf-8", "backslashreplace"), end="")
 
 
@@ -106,7 +107,7 @@ def _emit_paths(paths: list[str], *, null: bool) -> None:
     """Prints paths as the bytes that they are, each ended by a newline or a NUL."""
     broken = sum("\n" in path for path in paths)
     if broken and not null:
-        typer.echo(f"warning: {broken} of the paths hold a newline: --format paths0 ends each by NUL instead", err=True)
+        say(f"warning: {broken} of the paths hold a newline: --format paths0 ends each by NUL instead")
     emit(b"".join(os.fsencode(path) + (b"\0" if null else b"\n") for path in paths), end="")
 
 

@@ -4,14 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from indistill.cli.inputs import report_skipped
 from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 from indistill.errors import IndexFolderError
 from indistill.retrieval.opening import Location, count_outside
 from indistill.retrieval.store.generations import NO_SOURCE, PENDING, Manifest
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.retrieval.milvus.location import MilvusLocation
@@ -25,7 +24,7 @@ def report_kept(folder: Path, model_sha256: str) -> None:
     from indistill.retrieval.store.journal import count_kept  # which brings ONNX Runtime
 
     if kept := count_kept(folder / PENDING, model_sha256):
-        typer.echo(f"going on: {kept:,} embeddings of a command that was cut off are kept", err=True)
+        say(f"going on: {kept:,} embeddings of a command that was cut off are kept")
 
 
 def print_index(folder: Location, manifest: Manifest, *, as_json: bool) -> None:
@@ -88,7 +87,7 @@ def print_verification(folder: Location, found: "Verification", *, as_json: bool
         emit(f"{folder}: whole, {found.files} files and {found.items:,} images")
     if found.problems:
         for problem in found.problems[:-1]:
-            typer.echo(f"{folder}: {problem}", err=True)
+            say(f"{folder}: {problem}")
         raise IndexFolderError(
             f"the index {folder} is damaged: {found.problems[-1]}; 'indistill index rebuild' mends an index.faiss, "
             "'indistill index build --overwrite' the rest"

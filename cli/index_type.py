@@ -1,5 +1,6 @@
 """From options to the type of an index, and the table of what was tried."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from indistill.errors import InputError
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.export.session import Embeddings
@@ -71,7 +73,7 @@ def make_chooser(
             made = check_factory(named, vectors.shape[1])
             warning = warn_of_factory(made)
             if warning:
-                typer.echo(f"warning: {warning}", err=True)
+                say(f"warning: {warning}")
             return IndexType(made)
 
         return take
@@ -105,7 +107,10 @@ def read_unit(option: str, text: str, units: dict[str, float] | dict[str, int]) 
     known = {name.lower(): value for name, value in units.items()}
     if found is None or found[2].lower() not in known:
         raise InputError(f"{option} {text}: give a number with {', '.join(name for name in units if name)}")
-    return float(found[1]) * known[found[2].lower()]
+    value = float(found[1]) * known[found[2].lower()]
+    if not math.isfinite(value):
+        raise InputError(f"{option} {text}: too large")
+    return value
 
 
 def _print_trials(trials: "tuple[Trial, ...]") -> None:

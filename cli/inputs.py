@@ -13,9 +13,10 @@ from indistill.errors import ExistsError, InputError, ModelError
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
-from indistill.progress import make_console, show_progress, show_status
+from indistill.progress import show_progress, show_status
 from indistill.run_folder import Run, read_closeness, read_environment, read_run
 from indistill.runs.config import Recipe, load_recipe, parse_overrides, validate_recipe
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.export.onnx import Provenance
@@ -121,13 +122,12 @@ def report_skipped(skipped: Sequence[SkippedImage], limit: int = 5) -> None:
     """Prints how many images were skipped, and the first ones with their reasons."""
     if not skipped:
         return
-    console = make_console()
     noun = "image was" if len(skipped) == 1 else "images were"
-    console.print(f"warning: {len(skipped)} {noun} skipped:", markup=False)
+    say(f"warning: {len(skipped)} {noun} skipped:")
     for image in skipped[:limit]:
-        console.print(f"  {image.name}: {image.reason}", markup=False)
+        say(f"  {image.name}: {image.reason}")
     if len(skipped) > limit:
-        console.print(f"  and {len(skipped) - limit} more", markup=False)
+        say(f"  and {len(skipped) - limit} more")
 
 
 def check_source_is_kept(model: str, weights: Path | None, out: Path) -> None:
@@ -164,10 +164,9 @@ def load_auxiliary(
     chosen = choose_auxiliary(teacher, student) if spec == "auto" else spec
     if spec == "auto":
         ratio = teacher.count_parameters() / student.count_parameters()
-        make_console().print(
+        say(
             f"auxiliary: {chosen or 'none'}, as the teacher has {ratio:,.0f} times the student's parameters "
-            f"({'more' if chosen else 'not more'} than {FAR_APART})",
-            markup=False,
+            f"({'more' if chosen else 'not more'} than {FAR_APART})"
         )
     if chosen is None:
         if weights is not None:
@@ -190,7 +189,7 @@ def show_loading(role: str, model: str) -> AbstractContextManager[None]:
     from indistill.models.specs import fetches_weights, parse_model_spec
 
     if not model.startswith("width:") and fetches_weights(parse_model_spec(model)):
-        make_console().print(f"fetching the weights of '{model}', unless they are here", markup=False)
+        say(f"fetching the weights of '{model}', unless they are here")
         return nullcontext()
     return show_status(f"building the {role} {model}")
 
@@ -201,10 +200,7 @@ def warn_of_random_weights(network: "Network", role: str, option: str) -> None:
 
     spec = parse_model_spec(network.source)
     if network.weights is None and has_random_weights(spec):
-        make_console().print(
-            f"warning: the {role} '{network.source}' has random weights: {explain_random_weights(spec, option)}",
-            markup=False,
-        )
+        say(f"warning: the {role} '{network.source}' has random weights: {explain_random_weights(spec, option)}")
 
 
 def warn_of_shortfall(model: str) -> None:
@@ -217,7 +213,7 @@ def warn_of_shortfall(model: str) -> None:
     figures = read_closeness(read_run(folder)) if (folder / "closeness.json").is_file() else None
     shortfall = None if figures is None else find_shortfall(figures)
     if shortfall is not None:
-        make_console().print(f"warning: {shortfall}", markup=False)
+        say(f"warning: {shortfall}")
 
 
 def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:
@@ -227,10 +223,7 @@ def warn_of_teacher(teacher: "Network", preprocessing: Preprocessing) -> None:
     warn_of_random_weights(teacher, "teacher", "--teacher-weights")
     spec = parse_model_spec(teacher.source)
     if spec.kind == "run" and read_run(Path(spec.name)).preprocessing != preprocessing:
-        make_console().print(
-            f"warning: the teacher {spec.name} was trained with another size, crop, mean or std than the recipe's",
-            markup=False,
-        )
+        say(f"warning: the teacher {spec.name} was trained with another size, crop, mean or std than the recipe's")
 
 
 def describe_teacher(run: Run) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The command line: registers the commands, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted.
+Exit codes: 0 done, 1 our failure, 2 the user's input or usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
+import errno
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -15,9 +17,12 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would
 import typer
 
 from indistill import __version__
-from indistill.errors import IndistillError
+from indistill.errors import IndistillError, InputError, describe_os_error
+from indistill.signals import describe_interruption, find_signal, leave_termination
+from indistill.talk import say
 
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 COMMANDS = (
     "train",
     "compress",
@@ -57,7 +62,7 @@ def set_up(
 
 def build_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     """Returns the app with some of the commands. Building all of them takes longer than a search."""
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(set_up)
     for name in names:
         module = importlib.import_module(f"indistill.cli.commands.{name}")
@@ -68,56 +73,86 @@ def build_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     return app
 
 
+def choose_commands(arguments: Sequence[str]) -> Sequence[str]:
+    """Returns the command that is given, or whose words a shell asks to complete; all where it is not known yet."""
+    words = arguments
+    if "_INDISTILL_COMPLETE" in os.environ:  # zsh and fish, and bash, each by a variable of its own; not the last word
+        line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+        words = line.split()[1:] if line[-1:].isspace() else line.split()[1:-1]
+    return words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS
+
+
 def main() -> None:
     """Runs the command line and exits."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
-        from indistill.progress import silence_output
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        leave_termination()
+        if os.environ["RANK"] != "0":
+            from indistill.progress import silence_output
 
-        silence_output()
-    names = arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
+            silence_output()
+    _check_words(arguments)
     try:
-        build_app(names)(arguments, prog_name="indistill")
-    except IndistillError as error:
-        if debug:
-            raise
-        _fail(f"indistill: error: {error}", error.exit_code)
+        build_app(choose_commands(arguments))(arguments, prog_name="indistill")
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # how Typer ends after Ctrl-C
-            _tell_interruption(end)
-        raise
+        if end.code != INTERRUPTED:  # how Typer ends after Ctrl-C
+            raise
+        _end_interrupted(end)
     except KeyboardInterrupt as error:
-        _tell_interruption(error)
-        sys.exit(INTERRUPTED)
+        _end_interrupted(error)
     except Exception as error:  # the one place where a bug of ours becomes a line instead of a traceback
+        if find_signal() is not None:  # libraries make errors of their own of it
+            _end_interrupted(error)
         if debug:
             raise
+        if isinstance(error, IndistillError):
+            _fail(f"indistill: error: {error}", error.exit_code)
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
+            _fail(f"indistill: error: {_describe_file_error(error)}", InputError.exit_code)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
 
 
-def _tell_interruption(error: BaseException) -> None:
-    """Prints that the command was interrupted, and what the interrupted code noted on the way: how to go on."""
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuses names of commands and options that would steer the terminal, where Typer shows them as they are."""
+    words = arguments[: 2 if arguments[:1] == ["index"] else 1]
+    words = [*words, *(argument.partition("=")[0] for argument in arguments if argument.startswith("-"))]
+    for word in words:
+        if not word.isprintable():
+            _fail(f"indistill: error: there is no command or option '{word}'", 2)
+
+
+def _end_interrupted(error: BaseException) -> NoReturn:
+    """Says that the command was interrupted, and exits."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
-    typer.echo("; ".join(["interrupted", *getattr(found, "__notes__", ())]), err=True)
+    say(describe_interruption(found))
+    sys.exit(128 + (find_signal() or signal.SIGINT))
+
+
+def _describe_file_error(error: OSError) -> str:
+    """Returns which file it is about, and the reason of the operating system."""
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{describe_os_error(error)} (--debug shows where)"
 
 
 def _fail(line: str, code: int, *, doubtful: bool = False) -> NoReturn:
     """Prints why the command fails and exits; of several processes that train together one prints."""
     if "torch" not in sys.modules:
-        typer.echo(line, err=True)
+        say(line)
     else:
         from indistill.parallel.processes import claim_failure, count_processes
 
         if claim_failure(doubtful=doubtful):
-            typer.echo(line, file=sys.__stderr__ if count_processes() > 1 else sys.stderr)
+            say(line, sys.__stderr__ if count_processes() > 1 else sys.stderr)
     sys.exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    from indistill.cli.__main__ import run
+
+    run()

@@ -1,11 +1,19 @@
 """Options that several commands share."""
 
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from indistill.training.precision import PrecisionName
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Returns the names of the shipped recipes that begin so; a shell goes on with files where there is none."""
+    names = (path.name.removesuffix(".yaml") for path in resources.files("indistill.recipes").iterdir())
+    return sorted(name for name in names if name.startswith(incomplete) and not name.startswith("_"))
+
 
 DataOption = Annotated[
     str,
@@ -27,6 +35,7 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe",
         help="Shipped (cifar10, cifar100, cub200, default, digits, fashionmnist, imagenet, paper), or a .yaml file.",
+        autocompletion=complete_recipe,
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")]

@@ -13,20 +13,22 @@ from rich.table import Table
 
 from indistill.cli.stdout import emit
 from indistill.errors import escape_text
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.export.artefact import Artefact
     from indistill.export.opening import ModelFile
 
 WIDE = 10_000
+LONGEST_CELL = 4096
 
 
 def print_run(folder: Path, *, teacher: bool = False) -> None:
     """Prints the run folder, and on standard error what may be done with it, as a student or as a teacher."""
     emit(str(folder))
     if teacher:
-        typer.echo(f"Next: indistill compress --teacher {folder} --data IMAGES --out RUN", err=True)
-    typer.echo(f"{'  or' if teacher else 'Next'}: indistill export {folder} --onnx", err=True)
+        say(f"Next: indistill compress --teacher {folder} --data IMAGES --out RUN")
+    say(f"{'  or' if teacher else 'Next'}: indistill export {folder} --onnx")
 
 
 def print_model(file: Path, model: "ModelFile", artefact: "Artefact | None", *, as_json: bool) -> None:
@@ -76,14 +78,14 @@ def print_closeness(run: Path, figures: dict[str, Any], *, as_json: bool) -> Non
         print_table(*tabulate_closeness(figures))
         if figures["retrieval"] is not None:
             print_table(*tabulate_retrieval(figures))
-            typer.echo(describe_gallery(figures["retrieval"]), err=True)
-        typer.echo(describe_images(figures), err=True)
+            say(describe_gallery(figures["retrieval"]))
+        say(describe_images(figures))
     shortfall = find_shortfall(figures)
     if shortfall is not None:
-        typer.echo(f"warning: {shortfall}", err=True)
+        say(f"warning: {shortfall}")
     if figures["skipped"]:
-        typer.echo(f"warning: {figures['skipped']} images were skipped", err=True)
-    typer.echo(f"wrote {run / 'report.html'}", err=True)
+        say(f"warning: {figures['skipped']} images were skipped")
+    say(f"wrote {run / 'report.html'}")
 
 
 def print_closeness_briefly(run: Path, figures: dict[str, Any]) -> None:
@@ -91,11 +93,11 @@ def print_closeness_briefly(run: Path, figures: dict[str, Any]) -> None:
     from indistill.cli.closeness import describe_images, find_shortfall, tabulate_closeness
 
     typer.echo(format_table(*tabulate_closeness(figures)), err=True)
-    typer.echo(describe_images(figures), err=True)
+    say(describe_images(figures))
     shortfall = find_shortfall(figures)
     if shortfall is not None:
-        typer.echo(f"warning: {shortfall}", err=True)
-    typer.echo(f"wrote {run / 'report.html'}", err=True)
+        say(f"warning: {shortfall}")
+    say(f"wrote {run / 'report.html'}")
 
 
 def print_json(data: object, *, ascii_only: bool = False) -> None:
@@ -105,16 +107,16 @@ def print_json(data: object, *, ascii_only: bool = False) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table whose first column is text and whose others are figures."""
-    emit(format_table(header, rows))
+    emit(format_table(header, rows), styled=True)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table whose first column is text and whose others are figures."""
-    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    """Returns a table whose first column is text and whose others are figures; no cell can steer a terminal."""
+    table = Table(*(escape_text(cell, LONGEST_CELL) for cell in header), box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape_text(cell, LONGEST_CELL) for cell in row))
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, emoji=False, width=WIDE)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
 from matplotlib.figure import Figure
 
 from indistill.cli.output import print_json, print_table
 from indistill.errors import ExistsError
-from indistill.reports.page import ReportSection, render_report, save_svg
+from indistill.reports.page import ReportSection, render_report, save_svg, write_label
 from indistill.run_folder import write_text
+from indistill.talk import say
 
 MAP, RECALL, OVERLAP, LOSS = "cosine.map", "cosine.recall@1", "neighbour_overlap", "last_loss"
 COLUMNS = {  # title, factor and format of each figure that has a column
@@ -33,9 +33,9 @@ def print_standings(standings: dict[str, Any], *, as_json: bool) -> None:
         header, rows = tabulate_groups(standings)
         print_table(header, rows)
         for line in describe_standings(standings):
-            typer.echo(line, err=True)
+            say(line)
     for warning in (standings["latency"] or {}).get("warnings", ()):
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
 
 
 def check_page(page: Path | None, *, overwrite: bool) -> None:
@@ -56,7 +56,7 @@ def write_standings(page: Path, standings: dict[str, Any]) -> None:
         sections.append(ReportSection("Quality against cost", note, figure=draw_costs(standings)))
     sections.append(ReportSection("Runs", header=("group", "seeds", "folders"), rows=runs))
     write_text(page, render_report("indistill compare", sections))
-    typer.echo(f"wrote {page}", err=True)
+    say(f"wrote {page}")
 
 
 def describe_standings(standings: dict[str, Any]) -> list[str]:
@@ -111,7 +111,7 @@ def draw_costs(standings: dict[str, Any]) -> str:
             axes.errorbar(value, 100 * found["mean"], 100 * (found["std"] or 0), marker="o", capsize=3)
         axes.set(xlabel=label, ylabel="mAP %")
         axes.grid(alpha=0.3)
-    names = [group["name"].replace("$", r"\$") for group in groups]  # a pair of dollars would be taken for mathematics
+    names = [write_label(group["name"]) for group in groups]
     figure.legend(axes.containers, names, loc="outside lower left", fontsize="small")
     return save_svg(figure)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indistill.progress import make_console
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.models.fitting import Trial
@@ -41,8 +41,7 @@ def print_trial(trial: "Trial") -> None:
     """Prints a row of the table of widths that were tried."""
     latency = "" if trial.latency is None else f"  {trial.latency_ms:8.2f} ms  {trial.latency:5.2f}x"
     threads = "" if trial.latency is None else f"  ({trial.threads} threads, batch 1)"
-    make_console().print(
+    say(
         f"width:{trial.width:<8g} {trial.parameters:>12,} parameters  {trial.size_bytes / 1e6:8.2f} MB{latency}"
-        f"  {'meets the target' if trial.met else 'does not'}{threads}",
-        markup=False,
+        f"  {'meets the target' if trial.met else 'does not'}{threads}"
     )

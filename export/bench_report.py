@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from indistill.documents import read_json
 from indistill.errors import InputError
 from indistill.export.bench_engines import EngineKind
 from indistill.formats import BENCH_REPORT, require_format
@@ -166,7 +167,7 @@ def read_report(path: Path) -> BenchReport:
         InputError: there is no such file, or it is none of this layout.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no JSON"
         raise InputError(f"{path} cannot be read: {reason}; write one by 'indistill bench ... --json'") from error

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from indistill import __version__
+from indistill.documents import read_yaml
 from indistill.errors import ModelError, escape_text
 from indistill.export.artefact import Artefact
 
@@ -128,9 +129,9 @@ def read_metadata(card: str) -> dict[str, Any]:
     """
     block = _METADATA.match(card)
     try:
-        metadata = yaml.safe_load(block[1]) if block else None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ModelError(f"its metadata is no YAML: {escape_text(' '.join(str(error).split()))}") from error
+        metadata = read_yaml(block[1]) if block else None
+    except ValueError as error:
+        raise ModelError(f"its metadata is no YAML: {escape_text(str(error))}") from error
     if not isinstance(metadata, dict):
         raise ModelError("it does not begin with a block of metadata between two lines '---'")
     return metadata

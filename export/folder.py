@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from indistill.bounded import read_bounded
+from indistill.documents import read_json
+from indistill.durable import sync_file
 from indistill.errors import ExistsError, InputError, ModelError, escape_text
 from indistill.export.artefact import Artefact, Precision
 from indistill.export.card import PackedFile, format_card, read_metadata
@@ -187,7 +189,7 @@ def write_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         try:
             yield draft
             for path in draft.iterdir():
-                _sync(path)
+                sync_file(path)
             draft.chmod(0o755)
             _put_in_place(draft, out)
         finally:
@@ -231,8 +233,8 @@ def _open_packed(path: Path, name: str) -> PackedFile:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
+        value = read_json(_read_text(path))
+    except ValueError as error:
         raise ModelError(f"{path} is no JSON: pack the folder again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} is no JSON object: pack the folder again")
@@ -261,12 +263,4 @@ def _put_in_place(draft: Path, out: Path) -> None:
         raise
     shutil.rmtree(old, ignore_errors=True)
     if os.name == "posix":  # other systems cannot open a folder
-        _sync(out.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_file(out.parent)

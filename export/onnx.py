@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from indistill import __version__
 from indistill.closeness import MINIMUM_IMAGES
-from indistill.errors import ExistsError, InputError, ModelError, VerificationError
+from indistill.durable import move_into_place, sync_file
+from indistill.errors import ExistsError, InputError, ModelError, VerificationError, describe_os_error
 from indistill.export.artefact import GRAPH_SHA256, INPUT_NAMES, OUTPUT_NAME, Artefact, InputKind, Precision
 from indistill.export.graph import FEATURES, SHORTEST, append_norm, prepend_preprocessing
 from indistill.export.opening import open_file
@@ -28,7 +29,6 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.export.verify import Agreement, Quality, find_failures, measure_agreement, require_agreement
 from indistill.models.loading import Network
 from indistill.preprocess import PixelArray, Preprocessing
-from indistill.run_folder import write_text
 from indistill.stages.graph import Embedder, end_at_embedding, freeze
 
 OPSET = 20
@@ -172,10 +172,13 @@ class Exporter:
             with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
                 draft = Path(folder, path.name)
                 artefact = self._write_draft(draft, options)
-                draft.replace(path)
-                write_text(path.parent / PROCESSOR_FILE, format_processor(artefact.preprocessing))
+                processor = Path(folder, PROCESSOR_FILE)
+                processor.write_bytes(format_processor(artefact.preprocessing).encode())
+                for file, target in ((processor, path.parent / PROCESSOR_FILE), (draft, path)):  # the model comes last
+                    sync_file(file)
+                    move_into_place(file, target)
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+            raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
         return artefact
 
     def _write_draft(self, draft: Path, options: ExportOptions) -> Artefact:

@@ -42,6 +42,7 @@ MAX_BYTES = 2**31 - 1  # of any protobuf message
 MAX_METADATA_BYTES = 2**20
 MAX_DIMENSIONS = 16
 MAX_DEPTH = 20  # of graphs in graphs
+ENDLESS = ("Loop", "Scan", "SequenceMap")
 DOMAINS = ("", "ai.onnx")  # two names of the standard operators; int8 in QDQ form needs no other
 
 # Name and bits of the element types that a network can have; text and complex numbers are not among them.
@@ -123,8 +124,8 @@ class _Tally:
 def examine_file(path: Path) -> ModelFile:
     """Returns what an ONNX file is, if it is whole and safe to run.
 
-    Refused is what a file of ours never has: weights in other files, operators that are not of the standard, functions,
-    training information, weights that are shorter or longer than declared.
+    Refused is what a file of ours never has: weights in other files, operators that are not of the standard, loops,
+    functions, training information, weights that are shorter or longer than declared.
 
     Args:
         path: the file.
@@ -266,6 +267,8 @@ def _examine_graph(graph: Message, tally: _Tally, depth: int) -> None:
             for name in ("g", "graphs"):
                 for inner in attribute.messages(name, GRAPH):
                     _examine_graph(inner, tally, depth + 1)
+        if operator in ENDLESS:
+            raise ModelError(f"its operator '{operator}' may repeat without end; no file of 'indistill export' has it")
     for tensor in graph.messages("initializer", TENSOR):
         element_type, count = _examine_tensor(tensor)
         tally.elements[element_type] += count

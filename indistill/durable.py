@@ -19,13 +19,17 @@ def write_aside(path: Path) -> Iterator[BinaryIO]:
 def move_into_place(partial: Path, path: Path) -> None:
     """Renames a file in its folder, so that the new name outlives a crash too."""
     partial.replace(path)
-    if os.name != "posix":  # other systems cannot open a folder
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
+    if os.name == "posix":  # other systems cannot open a folder
+        sync_file(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def name_aside(path: Path) -> Path:

@@ -15,11 +15,16 @@ IndistillError            exit code 1: we failed
 import difflib
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 4000
+
 
 class IndistillError(Exception):
-    """A failure of ours, with a message for the user."""
+    """A failure of ours, with a message for the user: one line, whatever the names in it hold."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape_line(message))
 
 
 class VerificationError(IndistillError):
@@ -75,6 +80,13 @@ def describe_error(error: BaseException) -> str:
 def describe_os_error(error: OSError) -> str:
     """Returns the reason of the operating system, or what there is in its place."""
     return error.strerror or describe_error(error)
+
+
+def escape_line(text: str) -> str:
+    """Returns a line with names of anyone's as it may be shown; of one that is too long the middle is left out."""
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 :]}"
+    return escape_text(text, len(text))
 
 
 def escape_text(text: str, limit: int = 200) -> str:

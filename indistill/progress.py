@@ -11,13 +11,17 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from indistill.errors import escape_text
+from indistill.talk import say
 
 LINE_EVERY_S = 10.0
 
 
 def make_console() -> Console:
     """Returns a console that writes to standard error as it is now."""
-    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 
 def silence_output() -> None:
@@ -30,10 +34,10 @@ def show_status(what: str) -> Iterator[None]:
     """Says on a terminal what is being done as long as it is; elsewhere in a line, if it takes over ten seconds."""
     console = make_console()
     if console.is_terminal:
-        with console.status(what):
+        with console.status(Text(escape_text(what))):
             yield
         return
-    timer = threading.Timer(LINE_EVERY_S, lambda: console.print(f"{what} ...", markup=False))
+    timer = threading.Timer(LINE_EVERY_S, lambda: say(f"{what} ..."))
     timer.daemon = True
     timer.start()
     try:
@@ -51,7 +55,7 @@ def show_progress(what: str, total: int, unit: str = "images") -> Iterator[Calla
     console, started = make_console(), time.monotonic()
     done, last_line = 0, started
     with _make_bar(console, f"{{task.fields[rate]:>8}} {unit}/s") as bar:
-        task = bar.add_task(what, total=total, rate="")
+        task = bar.add_task(escape_text(what), total=total, rate="")
 
         def advance(count: int) -> None:
             nonlocal done, last_line
@@ -63,14 +67,14 @@ def show_progress(what: str, total: int, unit: str = "images") -> Iterator[Calla
                 last_line = now
                 rate = done / (now - started)
                 left = timedelta(seconds=round((total - done) / rate)) if done else "unknown time"
-                console.print(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left} left", markup=False)
+                say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s, {left} left")
 
         yield advance
 
 
 def _make_bar(console: Console, fields: str) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(fields),

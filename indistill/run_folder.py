@@ -10,6 +10,7 @@ evaluation-*.json   metrics that `compare` keeps
 tensorboard/        event files, of --logger tensorboard; wandb/ of --logger wandb
 loggers.json        where W&B and MLflow log
 checkpoint/         the state of a training that is not complete
+lock                held by the process that writes
 auxiliary/          the run of an auxiliary teacher, where there is one
 """
 
@@ -22,10 +23,15 @@ from typing import Any, Literal
 
 import yaml
 
-from indistill.errors import ExistsError, InputError, ModelError
+from indistill import run_documents
+from indistill.documents import read_json, read_yaml
+from indistill.durable import move_into_place, name_aside, write_aside
+from indistill.errors import ExistsError, InputError, ModelError, describe_os_error
 from indistill.formats import CLOSENESS, RUN, require_format
 from indistill.hashing import hash_file
+from indistill.locking import LOCK
 from indistill.preprocess import Preprocessing
+from indistill.run_documents import CONFIG, ENVIRONMENT, RECORD, check_document
 
 Command = Literal["train", "compress"]
 WEIGHTS_NAMES: dict[Command, str] = {"train": "model.safetensors", "compress": "student.safetensors"}
@@ -43,7 +49,8 @@ RUN_FILES = (
         for end in (".safetensors", ".onnx", "_fp16.onnx", "_int8.onnx")
     ),
 )
-BEFORE_CONFIG = {"environment.json", "environment.json.partial", "config.yaml.partial"}  # of a start that was cut off
+# Of a start that was cut off.
+BEFORE_CONFIG = {LOCK, "environment.json", "environment.json.partial", "config.yaml.partial"}
 LOGGER_FOLDERS = ("tensorboard", "wandb")
 CHECKPOINT_FOLDER, AUXILIARY_FOLDER = "checkpoint", "auxiliary"
 
@@ -85,7 +92,7 @@ def create_run(folder: Path, config: dict[str, Any], environment: dict[str, Any]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         auxiliary = folder / AUXILIARY_FOLDER
-        _remove_run_files(auxiliary, RUN_FILES)
+        _remove_run_files(auxiliary, (*RUN_FILES, LOCK))
         if auxiliary.is_dir() and not any(auxiliary.iterdir()):
             auxiliary.rmdir()
         _remove_run_files(folder, [name for name in RUN_FILES if name != "config.yaml"])
@@ -124,10 +131,10 @@ def check_no_file_above(folder: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Returns whether a folder is that of a run, complete or not."""
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("command") in WEIGHTS_NAMES and "network" in config
+    return isinstance(config, dict) and config.get("command") in tuple(WEIGHTS_NAMES) and "network" in config
 
 
 def require_run_format(folder: Path, config: Mapping[str, Any]) -> None:
@@ -142,14 +149,15 @@ def read_run(folder: Path) -> Run:
         ModelError: the folder is no run, is of another format, or its training did not end.
     """
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        require_run_format(folder, config)
+        config = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         weights = folder / WEIGHTS_NAMES[config["command"]]
+        require_run_format(folder, config)
         run = Run(folder, config, weights)
-        _ = (run.network["spec"], run.preprocessing)
+        check_document(CONFIG, config)
+        _ = run.preprocessing
     except ModelError:  # of another format
         raise
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, InputError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder} is not a run folder: its config.yaml cannot be read ({reason})") from error
     if not weights.is_file():
@@ -164,9 +172,9 @@ def read_environment(run: Run) -> dict[str, Any]:
         ModelError: it is missing or damaged.
     """
     try:
-        environment: dict[str, Any] = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-        _ = environment["data_fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        environment: dict[str, Any] = read_json((run.folder / "environment.json").read_text(encoding="utf-8"))
+        check_document(ENVIRONMENT, environment)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{run.folder}/environment.json is damaged ({reason})") from error
     return environment
@@ -175,10 +183,11 @@ def read_environment(run: Run) -> dict[str, Any]:
 def read_closeness(run: Run) -> dict[str, Any] | None:
     """Returns the contents of a run's closeness.json, None where there is none of the weights that the run has."""
     try:
-        figures: dict[str, Any] = json.loads((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        figures: dict[str, Any] = read_json((run.folder / "closeness.json").read_text(encoding="utf-8"))
+        check_document(run_documents.CLOSENESS, figures)
         current = figures["schema_version"] == CLOSENESS.version
         measured = current and figures["weights_sha256"] == hash_file(run.weights)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, KeyError):
         return None
     return figures if measured else None
 
@@ -190,9 +199,12 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
         ModelError: it is missing or damaged.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [read_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for record in records:
+            check_document(RECORD, record)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is missing or damaged ({' '.join(str(error).split())})") from error
+    return records
 
 
 def write_text(path: Path, text: str) -> None:
@@ -201,13 +213,13 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: the place cannot be written to.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be text
-        partial.replace(path)
+        with write_aside(path) as stream:
+            stream.write(text.encode("utf-8", errors="backslashreplace"))  # file names need not be text
+        move_into_place(name_aside(path), path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{path} cannot be written: {describe_os_error(error)}") from error
 
 
 def _remove_run_files(folder: Path, names: Iterable[str]) -> None:

@@ -43,6 +43,7 @@ OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
 MAX_LENGTH = 10_000
 MAX_DEPTH = 15  # SQLite before 3.46 keeps 100 symbols, and a level takes five: a or b and (
 MAX_COMPARISONS = 500  # SQLite refuses an expression whose tree is 1,000 deep
+MAX_DIGITS = 1000  # of a number; Python refuses 4,301
 LARGEST_INTEGER = 2**63 - 1  # of SQLite
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TOKEN = re.compile(
@@ -295,6 +296,8 @@ def _unquote(token: Token) -> str:
 
 
 def _read_number(token: Token, *, nanoseconds: bool) -> int | float:
+    if len(token.text) > MAX_DIGITS:
+        _fail(token, f"a number of more than {MAX_DIGITS:,} characters")
     scaled = Fraction(token.text) * (10**9 if nanoseconds else 1)
     if abs(scaled) > LARGEST_INTEGER:
         _fail(token, f"{escape_text(token.text, 40)} is too large")

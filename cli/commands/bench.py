@@ -45,7 +45,9 @@ def bench(
         typer.Option("--threads", min=1, help="Of each engine; repeatable.", show_default="all cores"),
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each engine has a turn in each round.")] = 5,
-    min_seconds: Annotated[float, typer.Option("--min-seconds", min=0, help="Length of a turn, at least.")] = 0.3,
+    min_seconds: Annotated[
+        float, typer.Option("--min-seconds", min=0, max=3600, help="Length of a turn, at least.")
+    ] = 0.3,
     evaluate: Annotated[
         str | None,
         typer.Option(

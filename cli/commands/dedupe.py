@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from indistill.cli.options import IndexArgument, JsonOption, OverwriteOption
+from indistill.talk import say
 
 
 def dedupe(
@@ -43,10 +44,9 @@ def dedupe(
             groups = find_duplicates(opened, threshold, advance)
     images = sum(map(len, groups))
     noun = "group" if len(groups) == 1 else "groups"
-    typer.echo(
+    say(
         f"{len(groups):,} {noun} of near-duplicates: {images:,} of {total:,} images, each with a cosine of "
-        f"{threshold:g} (--threshold) or more to the first of its group",
-        err=True,
+        f"{threshold:g} (--threshold) or more to the first of its group"
     )
     if html is not None:
         write_page(render_groups(groups, root), html)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from indistill.cli.options import OverwriteOption, SeedOption
+from indistill.talk import say
 
 
 def demo(
@@ -19,8 +20,8 @@ def demo(
     from indistill.cli.walk import HEADER, prepare_output, walk_digits
 
     prepare_output(out, overwrite=overwrite)
-    result = walk_digits(out, seed, lambda line: typer.echo(line, err=True))
+    result = walk_digits(out, seed, say)
     print_table(HEADER, result.rows)
     for warning in result.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}")
     emit(str(result.page))

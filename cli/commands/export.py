@@ -7,6 +7,7 @@ import typer
 
 from indistill.cli.interruption import explain_nothing
 from indistill.cli.options import DataRootOption, JsonOption, OverwriteOption, SetOption
+from indistill.talk import say
 
 
 @explain_nothing
@@ -108,5 +109,5 @@ def export(
             try:
                 verdict = judge_files(exporter, exports, options, images, count_cores())
             except IndistillError as error:  # the files are written: say so all the same
-                typer.echo(f"no verdict: {error}", err=True)
+                say(f"no verdict: {error}")
         print_exports(exports, verdict, as_json=json)

@@ -16,6 +16,7 @@ from indistill.cli.options import (
     OverwriteOption,
 )
 from indistill.cli.standard_input import NullInputOption, expand_paths, open_listed
+from indistill.talk import say
 
 app = typer.Typer(help="Build an index over a gallery of images, change it, and look after it.", no_args_is_help=True)
 
@@ -170,7 +171,7 @@ def sync(
     changes = sync_folder(location, followed, moved=moved, show=show, workers=workers)
     print_changes(location, changes, as_json=json)
     if moved:
-        typer.echo(f"the gallery is {changes.manifest.root} now", err=True)
+        say(f"the gallery is {changes.manifest.root} now")
 
 
 @app.command()

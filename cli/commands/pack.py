@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from indistill.cli.options import JsonOption, OverwriteOption
+from indistill.talk import say
 
 
 def pack(
@@ -30,6 +31,6 @@ def pack(
     folder = pack_folder(files, out, title=name, license_id=license_id, overwrite=overwrite)
     print_folder(folder, as_json=json)
     if not license_id:
-        typer.echo("warning: the card says that no licence was given; name one with --license", err=True)
+        say("warning: the card says that no licence was given; name one with --license")
     if not json:
-        typer.echo(f"Next: indistill push {out} OWNER/NAME", err=True)
+        say(f"Next: indistill push {out} OWNER/NAME")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from indistill.cli.options import JsonOption, OverwriteOption
+from indistill.talk import say
 
 
 def pull(
@@ -23,4 +24,4 @@ def pull(
     check_repository(repo_id)
     print_folder(pull_folder(api, repo_id, out, revision=revision, overwrite=overwrite), as_json=json)
     if not json:
-        typer.echo(f"Next: indistill index build IMAGES --model {out / 'model.onnx'} --out INDEX", err=True)
+        say(f"Next: indistill index build IMAGES --model {out / 'model.onnx'} --out INDEX")

@@ -52,8 +52,8 @@ def search(
         HitFormat | None,
         typer.Option(
             "--format",
-            help="paths: of the files found, one a line; paths0: each ended by NUL; csv: a text that begins with = + - "
-            "or @ gets a ' before it.",
+            help="paths: of the files found, one a line; paths0: each ended by NUL; csv: for spreadsheets, a text that "
+            "begins with = + - @ or ' gets a ' before it.",
             show_default="table",
         ),
     ] = None,

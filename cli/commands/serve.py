@@ -26,7 +26,7 @@ def serve(
         list[str] | None,
         typer.Option("--allow-host", metavar="NAME", help="A further name of this server in URLs; repeatable."),
     ] = None,
-    max_upload_mb: Annotated[float, typer.Option("--max-upload-mb", help="The largest upload.")] = 20.0,
+    max_upload_mb: Annotated[float, typer.Option("--max-upload-mb", min=0, max=1e6, help="The largest upload.")] = 20.0,
     rate: Annotated[
         float | None,
         typer.Option(

@@ -6,7 +6,6 @@ its file's place. Paths are relative to the manifest's folder, or absolute.
 """
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from indistill.data.sets import FolderSet, locate_files, number_labels, place_files
+from indistill.documents import read_json
 from indistill.errors import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -111,7 +111,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                row = json.loads(line)
+                row = read_json(line)
             except ValueError as error:
                 raise DataError(f"manifest {path}: line {number} is not JSON ({error})") from error
             if not isinstance(row, dict):

@@ -238,7 +238,8 @@ def number_labels(labels: Sequence[str | None]) -> tuple[tuple[str, ...], NDArra
     """Returns the class names, in the order of numbers where all are numbers, and the class of each label or -1."""
     found = {label for label in labels if label is not None}
     numeric = all(label.isascii() and label.isdecimal() for label in found)
-    classes = tuple(sorted(found, key=lambda label: (int(label) if numeric else 0, label)))
+    digits = {label: label.lstrip("0") if numeric else "" for label in found}  # of any length, where int() has a limit
+    classes = tuple(sorted(found, key=lambda label: (len(digits[label]), digits[label], label)))
     index = {label: i for i, label in enumerate(classes)}
     return classes, np.array([UNLABELLED if label is None else index[label] for label in labels], dtype=np.int64)
 

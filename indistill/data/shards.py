@@ -9,7 +9,6 @@ Reference: Aizman, Maltby, Breuel, "High Performance I/O For Large Scale Deep Le
 """
 
 import io
-import json
 import os
 import re
 import tarfile
@@ -23,6 +22,7 @@ from PIL import Image
 
 from indistill.bounded import require_regular
 from indistill.data.sets import StoredImage, number_labels
+from indistill.documents import read_json
 from indistill.errors import DataError
 from indistill.images import MAX_FILE_BYTES, SUFFIXES, decode_image
 
@@ -201,8 +201,8 @@ def _read_label(shard: Path, tar: tarfile.TarFile, info: tarfile.TarInfo) -> str
         raise DataError(f"shard {shard}: {info.name} has {info.size:,} bytes, too many for a label")
     try:
         text = stream.read().decode("utf-8").strip()
-        value = json.loads(text) if info.name.endswith(".json") else text
-    except (ValueError, RecursionError) as error:
+        value = read_json(text) if info.name.endswith(".json") else text
+    except ValueError as error:
         raise DataError(f"shard {shard}: {info.name} cannot be read as a label ({error})") from error
     if isinstance(value, dict):
         value = value.get("label")

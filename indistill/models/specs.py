@@ -23,8 +23,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-import yaml
-
+from indistill.documents import read_yaml
 from indistill.errors import ModelError, describe_error, suggest_nearest
 from indistill.models.files import import_file, search_beside
 
@@ -256,8 +255,8 @@ def _parse_arguments(query: str, text: str) -> dict[str, Argument]:
         if not equals or not name.isidentifier():
             raise ModelError(f"model '{text}': '{item}' is not of the form name=value")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            parsed = read_yaml(value)
+        except ValueError as error:
             raise ModelError(f"model '{text}': the value of '{name}', '{value}', cannot be read") from error
         if not isinstance(parsed, str | int | float | bool | None):
             raise ModelError(f"model '{text}': the value of '{name}' is not a word, number or true/false")

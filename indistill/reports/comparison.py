@@ -100,7 +100,7 @@ def flatten_config(config: Mapping[str, Any]) -> dict[str, str]:
         values.pop("start")
     if "teacher.weights_sha256" in values:
         values.pop("teacher.source")
-        values.pop("teacher.weights")
+        values.pop("teacher.weights", None)
     return {
         key.removeprefix("recipe."): value
         for key, value in values.items()

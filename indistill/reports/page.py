@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from indistill.errors import escape_text
 from indistill.preprocess import PixelArray
 from indistill.run_folder import write_text
 
@@ -104,7 +106,7 @@ def draw_curves(records: Sequence["Record"]) -> str:
     _shade_phases(axes, records)
     for name in dict.fromkeys(str(record["phase"]) for record in records):
         points = [(record["epoch"], record["loss"]) for record in records if record["phase"] == name]
-        axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.plot(*zip(*points, strict=True), marker=".", label=write_label(name))
     axes.set(xlabel="epoch", ylabel="loss", yscale="log")
     axes.legend(fontsize="small")
     return save_svg(figure)
@@ -143,10 +145,16 @@ def _shade_phases(axes: Axes, records: Sequence["Record"]) -> None:
             axes.axvspan(epochs[0] - 0.5, epochs[-1] + 0.5, color="0.93", zorder=0)
 
 
+def write_label(text: str) -> str:
+    """Returns text from anyone as Matplotlib may draw it: a pair of dollars would be taken for mathematics."""
+    return escape_text(text).replace("$", r"\$")
+
+
 def save_svg(figure: Figure) -> str:
     """Returns a figure as an SVG element, the same each time that it is drawn."""
     stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "indistill"}):
+    with matplotlib.rc_context({"svg.hashsalt": "indistill"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name may be in any script
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]

@@ -14,7 +14,6 @@ from indistill.distillation.pairing import Pairing
 from indistill.models.loading import Network
 from indistill.models.weights import load_weights
 from indistill.parallel.processes import copy_from_first, is_first, on_first
-from indistill.progress import make_console
 from indistill.run_folder import AUXILIARY_FOLDER, WEIGHTS_NAMES, is_run
 from indistill.runs.compress import (
     align_channels,
@@ -29,9 +28,10 @@ from indistill.runs.compress import (
 from indistill.runs.config import Recipe
 from indistill.runs.environment import describe_environment
 from indistill.runs.plan import print_pairing
-from indistill.runs.resume import open_run
+from indistill.runs.resume import hold_run, open_run
 from indistill.runs.running import make_example
 from indistill.runs.settings import RunSettings, describe_start
+from indistill.talk import say
 from indistill.training.checkpoint import get_random_states, set_random_states
 from indistill.training.validation import describe_held_out
 
@@ -115,23 +115,24 @@ def run_chain(
         "parameters": auxiliary.count_parameters(),
         "schedule": [asdict(hop)],
     }
-    if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
-        return settings.out
-    random = get_random_states(settings.device)
-    make_console().print(f"the auxiliary, from the teacher, in {folder}", markup=False)
-    run_compress(
-        Pairing(teacher, auxiliary, ()),
-        pixels,
-        plan_hop(recipe, hop.epochs),
-        replace(settings, out=folder, epochs=None, overwrite=False, resume=on_first(lambda: is_run(folder))),
-    )
-    if is_first():
-        load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
-    copy_from_first(auxiliary.module)
-    make_console().print("the student, from the auxiliary", markup=False)
-    pairing = align_channels(pairing, pixels, recipe, settings)
-    print_pairing(pairing)
-    distillation = replace(distillation, pairs=pairing.stages)
-    set_random_states(random, settings.device)  # the student's training draws the same numbers in any process
-    distil(distillation, terms, phases, pixels, recipe, settings, config)
+    with hold_run(settings):
+        if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
+            return settings.out
+        random = get_random_states(settings.device)
+        say(f"the auxiliary, from the teacher, in {folder}")
+        run_compress(
+            Pairing(teacher, auxiliary, ()),
+            pixels,
+            plan_hop(recipe, hop.epochs),
+            replace(settings, out=folder, epochs=None, overwrite=False, resume=on_first(lambda: is_run(folder))),
+        )
+        if is_first():
+            load_weights(auxiliary.module, folder / WEIGHTS_NAMES["compress"])
+        copy_from_first(auxiliary.module)
+        say("the student, from the auxiliary")
+        pairing = align_channels(pairing, pixels, recipe, settings)
+        print_pairing(pairing)
+        distillation = replace(distillation, pairs=pairing.stages)
+        set_random_states(random, settings.device)  # the student's training draws the same numbers in any process
+        distil(distillation, terms, phases, pixels, recipe, settings, config)
     return settings.out

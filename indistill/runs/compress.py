@@ -18,7 +18,7 @@ from indistill.run_folder import CHECKPOINT_FOLDER
 from indistill.runs.config import Recipe
 from indistill.runs.environment import describe_environment
 from indistill.runs.plan import print_pairing
-from indistill.runs.resume import open_run
+from indistill.runs.resume import hold_run, open_run
 from indistill.runs.running import make_batches, make_example, train_run
 from indistill.runs.settings import RunSettings, describe_run
 from indistill.training.loop import Step
@@ -123,9 +123,10 @@ def run_compress(
     prepared = prepared or prepare_compress(pairing, pixels, recipe, settings)
     config = describe_compression(pairing, recipe, settings, phases)
     config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
-    if on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
-        print_pairing(pairing)
-        distil(prepared.distillation, prepared.terms, phases, pixels, recipe, settings, config)
+    with hold_run(settings):
+        if on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
+            print_pairing(pairing)
+            distil(prepared.distillation, prepared.terms, phases, pixels, recipe, settings, config)
     return settings.out
 
 

@@ -7,12 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from indistill.curriculum.phases import Kind
 from indistill.curriculum.schedule import Optimisation, Restart, Schedule
-from indistill.errors import ConfigError, suggest_nearest
+from indistill.documents import DocumentLoader, read_yaml
+from indistill.errors import ConfigError, escape_text, suggest_nearest
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
 from indistill.pruning.criteria import Criterion
@@ -30,9 +30,9 @@ class Batching(TypedDict):
 
 
 class Section(BaseModel):
-    """A section of a recipe: unknown keys are errors, values never change."""
+    """A section of a recipe: unknown keys are errors, numbers finite, values never change."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -284,9 +284,9 @@ def _read_recipe(name: str) -> dict[str, Any]:
             f"recipe '{name}' is not one of {', '.join(known)}, nor a .yaml file.{suggest_nearest(name, known)}"
         )
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe '{name}' is not YAML: {' '.join(str(error).split())}") from error
+        data = read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"recipe '{name}' is not YAML: {error}") from error
     if not isinstance(data, dict) or not all(isinstance(section, dict) for section in data.values()):
         raise ConfigError(f"recipe '{name}': sections of 'key: value' lines are needed")
     return data
@@ -297,9 +297,9 @@ def _apply_overrides(data: dict[str, Any], overrides: dict[str, Any]) -> list[st
     for key, value in overrides.items():
         section, _, name = key.partition(".")
         try:
-            data.setdefault(section, {})[name] = yaml.load(value, _NumberLoader) if isinstance(value, str) else value
-        except yaml.YAMLError:
-            problems.append(f"{key}: '{value}' cannot be read")
+            data.setdefault(section, {})[name] = read_yaml(value, _NumberLoader) if isinstance(value, str) else value
+        except ValueError as error:
+            problems.append(f"{key}: '{escape_text(value)}' cannot be read ({error})")
     return problems
 
 
@@ -307,14 +307,14 @@ def _describe(location: tuple[int | str, ...], kind: str, message: str, value: o
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
         message = message.removeprefix("Value error, ")
-        return f"{key}: {message[0].lower()}{message[1:]}, not {value!r}"
+        return f"{key}: {message[0].lower()}{message[1:]}, not {escape_text(repr(value))}"
     fields: dict[str, Any] = dict(Recipe.model_fields)
     for part in location[:-1]:
         fields = fields[str(part)].annotation.model_fields
     return f"{key}: no such key.{suggest_nearest(str(location[-1]), fields)} Known: {', '.join(fields)}"
 
 
-class _NumberLoader(yaml.SafeLoader):
+class _NumberLoader(DocumentLoader):
     """YAML in which 1e-3 is a number too (YAML 1.1 asks for 1.0e-3)."""
 
 

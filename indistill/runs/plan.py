@@ -7,7 +7,9 @@ from rich.table import Table
 
 from indistill.curriculum.phases import Phase
 from indistill.distillation.pairing import Pairing
+from indistill.errors import escape_text
 from indistill.progress import make_console
+from indistill.talk import say
 
 WIDE = 10_000  # of a table that goes into a file: no line is broken
 
@@ -15,7 +17,7 @@ WIDE = 10_000  # of a table that goes into a file: no line is broken
 def print_pairing(pairing: Pairing) -> None:
     """Prints the pairs of stages with their sizes and what is kept of the teacher's, and what was left out."""
     for reason in pairing.skipped:
-        make_console().print(f"warning: {reason}, and it is skipped; --pair TEACHER:STUDENT names others", markup=False)
+        say(f"warning: {reason}, and it is skipped; --pair TEACHER:STUDENT names others")
     rows = [
         [
             f"{row['teacher']}:{row['student']}",
@@ -45,8 +47,8 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape_text, row))
     console = make_console()
     if not console.is_terminal:
         console.width = WIDE
-    console.print(table, markup=False)
+    console.print(table)

@@ -1,14 +1,17 @@
 """A run begins, or goes on where it was cut off: only as the same run."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from indistill.errors import InputError
-from indistill.progress import make_console
+from indistill.documents import read_json, read_yaml
+from indistill.errors import InputError, describe_os_error
+from indistill.locking import hold_lock
+from indistill.parallel.processes import is_first
+from indistill.run_documents import CONFIG, ENVIRONMENT, check_document
 from indistill.run_folder import (
     WEIGHTS_NAMES,
     check_no_file_above,
@@ -19,6 +22,7 @@ from indistill.run_folder import (
     require_run_format,
 )
 from indistill.runs.settings import RunSettings
+from indistill.talk import say
 
 DIFFERENCES_SHOWN = 3
 # Of the config: what is a warning only, and what follows from the other values.
@@ -42,8 +46,29 @@ def check_output(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise InputError(f"{folder} holds no run that could be resumed: leave --resume out to start it")
 
 
+@contextmanager
+def hold_run(settings: RunSettings) -> Iterator[None]:
+    """Holds the right to write to a run; of several processes that train together the first one does.
+
+    Raises:
+        ExistsError: see `check_run_output`.
+        InputError: another process holds it, or the folder cannot be written to.
+    """
+    if not is_first():
+        yield
+        return
+    if not settings.resume:
+        check_run_output(settings.out, overwrite=settings.overwrite)  # nothing is put into a folder of something else
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{settings.out} cannot be written: {describe_os_error(error)}") from error
+    with hold_lock(settings.out, "run"):
+        yield
+
+
 def open_run(settings: RunSettings, config: dict[str, Any], environment: dict[str, Any]) -> bool:
-    """Creates the run folder, or finds the run that is to go on; returns whether it has to be trained.
+    """Creates the run in a folder that is held, or finds the one that is to go on; returns whether it must be trained.
 
     Raises:
         ExistsError: a run would be overwritten.
@@ -56,7 +81,7 @@ def open_run(settings: RunSettings, config: dict[str, Any], environment: dict[st
     _check_same(folder, config, environment)
     if not (folder / WEIGHTS_NAMES[config["command"]]).is_file():
         return True
-    make_console().print(f"{folder} is complete: there is nothing to resume", markup=False)
+    say(f"{folder} is complete: there is nothing to resume")
     remove_checkpoints(folder)
     return False
 
@@ -108,18 +133,19 @@ def _check_same(folder: Path, config: dict[str, Any], environment: dict[str, Any
         )
     versions = find_differences(before_environment.get("versions"), environment["versions"])
     if versions:
-        make_console().print(
+        say(
             f"warning: {'; '.join(versions)} since {folder} was begun: the result may differ from that of an unbroken "
-            "run",
-            markup=False,
+            "run"
         )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        environment: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config: dict[str, Any] = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+        environment: dict[str, Any] = read_json((folder / "environment.json").read_text(encoding="utf-8"))
+        check_document(CONFIG, config)
+        check_document(ENVIRONMENT, environment)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder} cannot be resumed ({reason}): start anew with --overwrite") from error
     require_run_format(folder, config)

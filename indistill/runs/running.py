@@ -13,12 +13,12 @@ from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.models.weights import save_weights
 from indistill.parallel.processes import is_first
-from indistill.progress import make_console
 from indistill.reports.page import write_training_report
 from indistill.run_folder import CHECKPOINT_FOLDER, WEIGHTS_NAMES, remove_checkpoints
 from indistill.runs.config import Recipe
 from indistill.runs.plan import print_schedule
 from indistill.runs.settings import RunSettings
+from indistill.talk import say
 from indistill.training.checkpoint import Checkpoints, read_position
 from indistill.training.devices import compile_network, explain_compiler, make_precision
 from indistill.training.loggers import open_loggers
@@ -124,9 +124,7 @@ def _watch(
         return
     print_schedule(phases)
     if settings.resume and read_position(settings.out / CHECKPOINT_FOLDER) is None:
-        make_console().print(
-            f"{settings.out} has no checkpoint: the training begins with the first epoch", markup=False
-        )
+        say(f"{settings.out} has no checkpoint: the training begins with the first epoch")
     with (
         explain_interruption(settings.out / CHECKPOINT_FOLDER, steps),
         open_loggers(settings.loggers, settings.out, config) as loggers,

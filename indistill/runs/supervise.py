@@ -13,7 +13,7 @@ from indistill.models.loading import Network
 from indistill.parallel.processes import on_first, weigh_share
 from indistill.runs.config import Recipe
 from indistill.runs.environment import describe_environment
-from indistill.runs.resume import open_run
+from indistill.runs.resume import hold_run, open_run
 from indistill.runs.running import make_batches, make_example, train_run
 from indistill.runs.settings import RunSettings, describe_run
 from indistill.training.loop import Step
@@ -60,18 +60,19 @@ def run_supervised(network: Network, pixels: Pixels | StreamedPixels, recipe: Re
     _check_logits(network, module, make_example(recipe, settings), len(pixels.classes))
     config = describe_run("train", network, recipe, settings, phases)
     config |= describe_held_out(pixels, recipe.validation.share, settings.seed)
-    if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
-        return settings.out
-    validation = None
-    if split is not None:
-        figure = build_label_figure(pixels, split, settings.retrieval)
-        validation = Validation(module, network.embedding, figure, batches, recipe.validation.options)
-    options = recipe.supervised_optimisation
+    with hold_run(settings):
+        if not on_first(lambda: open_run(settings, config, describe_environment(pixels, settings.seed))):
+            return settings.out
+        validation = None
+        if split is not None:
+            figure = build_label_figure(pixels, split, settings.retrieval)
+            validation = Validation(module, network.embedding, figure, batches, recipe.validation.options)
+        options = recipe.supervised_optimisation
 
-    def build(_phase: Phase) -> Step:
-        return ClassStep(module)
+        def build(_phase: Phase) -> Step:
+            return ClassStep(module)
 
-    train_run(module, phases, batches, build, settings, config, options=options, validation=validation)
+        train_run(module, phases, batches, build, settings, config, options=options, validation=validation)
     return settings.out
 
 

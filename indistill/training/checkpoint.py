@@ -18,7 +18,7 @@ from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
 from indistill.formats import CHECKPOINT, require_format
 from indistill.hashing import hash_file
-from indistill.progress import make_console
+from indistill.talk import say
 
 KEPT = 2
 DIGITS = 16  # of the SHA-256 in a name
@@ -117,7 +117,7 @@ class Checkpoints:
         """
         for path in reversed(self._list()):
             if hash_file(path)[:DIGITS] != path.stem.partition("-")[2]:
-                make_console().print(f"warning: {path} is damaged; going back to the one before", markup=False)
+                say(f"warning: {path} is damaged; going back to the one before")
                 path.unlink()
                 continue
             return _read_snapshot(path)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +26,11 @@ from torch.nn.utils import clip_grad_norm_
 from indistill.errors import InputError, TrainingError
 from indistill.parallel.processes import count_processes
 from indistill.progress import silence_output
+from indistill.signals import catch_signals, leave_termination
 from indistill.training.precision import PrecisionName
 
-GRACE_S = 3.0  # for processes to end by themselves
+# To end processes, with the seconds after each: after Ctrl-C they end by themselves. In all less than two seconds.
+GRACE = ((None, 0.3), (signal.SIGINT, 0.7), (signal.SIGKILL, 0.3))
 WAIT = timedelta(hours=12)  # of processes for the first one: it may download, or run a large teacher over all images
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each process, on standard error
@@ -163,6 +166,8 @@ def explain_compiler(*, compiled: bool = True) -> Iterator[None]:
 def _run(command: Callable[[], None], _fabric: Fabric) -> None:
     """Runs the command in a process that was started."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # by which it is told that the one that waits has ended
+    catch_signals()
+    leave_termination()
     if dist.get_rank() > 0:
         silence_output()
     try:
@@ -189,13 +194,14 @@ def _wait_for_all() -> Iterator[None]:
             ) from error
         raise SystemExit(error.exit_code) from error
     finally:
-        for number in (None, signal.SIGINT, signal.SIGKILL):  # after Ctrl-C they end by themselves
+        for number, grace_s in GRACE:
             alive = multiprocessing.active_children()
             for process in alive:
                 if number is not None and process.pid is not None:
                     os.kill(process.pid, number)
+            until = time.monotonic() + grace_s
             for process in alive:
-                process.join(GRACE_S)
+                process.join(max(0.0, until - time.monotonic()))
 
 
 def _find_kind(device: str) -> Literal["cpu", "cuda"]:

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+from indistill.documents import read_json
 from indistill.errors import InputError, suggest_nearest
-from indistill.progress import make_console
+from indistill.talk import say
 
 if TYPE_CHECKING:
     from indistill.training.loop import Record
@@ -70,7 +71,7 @@ class Loggers:
     def _leave_out(self, name: LoggerName, error: Exception) -> None:
         del self._loggers[name]
         reason = " ".join(str(error).split())
-        make_console().print(f"warning: --logger {name} is left out from here on: {reason}", markup=False)
+        say(f"warning: --logger {name} is left out from here on: {reason}")
 
 
 class TensorBoardLogger:
@@ -258,7 +259,7 @@ def list_figures(record: "Record") -> dict[str, float]:
 def read_places(folder: Path) -> dict[str, str]:
     """Returns the numbers by which W&B and MLflow know a run, by logger: there it goes on after `--resume`."""
     try:
-        places: dict[str, str] = json.loads((folder / PLACES_FILE).read_text(encoding="utf-8"))
+        places: dict[str, str] = read_json((folder / PLACES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return places

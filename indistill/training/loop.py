@@ -16,7 +16,7 @@ from indistill.curriculum.schedule import Optimisation, compute_rate_factor
 from indistill.data.batches import Batches
 from indistill.errors import TrainingError
 from indistill.parallel.processes import average, copy_from_first, count_processes, is_first, on_first, share_batch
-from indistill.progress import make_console
+from indistill.talk import say
 from indistill.tensors import copy_tensors, list_tensors
 from indistill.training.checkpoint import Checkpoints, Snapshot, get_random_states, set_random_states
 from indistill.training.devices import clip_gradients
@@ -217,10 +217,9 @@ class _Training:
     def restore(self, saved: Snapshot, step: Step) -> None:
         """Takes the state of a snapshot over, after `begin_phase` of its phase."""
         if saved.threads != self.threads:
-            make_console().print(
+            say(
                 f"warning: this training ran with {saved.threads} threads, now with {self.threads}: "
-                "the last digits may differ from those of an unbroken run",
-                markup=False,
+                "the last digits may differ from those of an unbroken run"
             )
         self.epoch, self.batch, self.durations = saved.epoch, saved.batch, list(saved.durations)
         self.order, self.seconds, self.records = saved.order, saved.seconds, list(saved.records)

@@ -12,6 +12,7 @@ from indistill.curriculum.phases import Phase, count_epochs
 from indistill.errors import InputError
 from indistill.progress import make_console
 from indistill.run_folder import write_text
+from indistill.talk import say
 from indistill.training.loggers import Loggers
 from indistill.training.loop import Record
 from indistill.training.validation import FIGURES
@@ -50,7 +51,7 @@ class TrainingMonitor:
         write_text(log, "")
         self._epochs = count_epochs(phases)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s  left"),
@@ -77,7 +78,7 @@ class TrainingMonitor:
         for record in records:
             self._loggers.log(record)
         self._bar.update(self._task, completed=batches)
-        self._console.print(f"going on after {len(records)} of {self._epochs} epochs and {batches} batches in all")
+        say(f"going on after {len(records)} of {self._epochs} epochs and {batches} batches in all")
 
     def report_batch(self, phase: Phase, loss: Tensor, images: int) -> None:
         """Moves the bar; the loss is read from its device only when it is shown."""
@@ -108,8 +109,7 @@ class TrainingMonitor:
             ) from error
         self._loggers.log(record)
         measured = "".join(f"  {name} {record[name]:.4f}" for name in FIGURES if name in record)
-        self._console.print(
+        say(
             f"epoch {record['epoch']}/{self._epochs}  {record['phase']}  loss {record['loss']:.4g}  "
-            f"{record['images_per_s']:,.0f} images/s{measured}",
-            markup=False,
+            f"{record['images_per_s']:,.0f} images/s{measured}"
         )

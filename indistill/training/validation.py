@@ -16,8 +16,8 @@ from indistill.curriculum.phases import Phase
 from indistill.data.batches import Batches
 from indistill.data.pixels import Pixels, StreamedPixels
 from indistill.errors import TrainingError
-from indistill.progress import make_console
 from indistill.stages.graph import Embedder, freeze
+from indistill.talk import say
 from indistill.tensors import copy_tensors, list_tensors
 from indistill.training.checkpoint import keep_random_states
 from indistill.training.split import Split, ValidationOptions, has_classes, split_images
@@ -111,9 +111,9 @@ class Validation:
         if not self.epoch:
             return
         if self.has_run_out(epochs):
-            make_console().print(f"stopped after epoch {epochs}: none was better for {self.options.patience} epochs")
+            say(f"stopped after epoch {epochs}: none was better for {self.options.patience} epochs")
         kept = "its weights are kept" if self.weights else f"the weights are those of epoch {epochs}"
-        make_console().print(f"best epoch {self.epoch}: {self.figure.name} {self.best:.4f} of held-out images; {kept}")
+        say(f"best epoch {self.epoch}: {self.figure.name} {self.best:.4f} of held-out images; {kept}")
         if self.weights:
             copy_tensors(network, self.weights)
 

@@ -20,6 +20,7 @@ from indistill.durable import name_aside
 from indistill.errors import DataError, ExistsError, IndexFolderError, InputError, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
+from indistill.locking import LOCK, hold_lock
 from indistill.retrieval.cluster.chunks import Chunk, count_embedded, gather_chunks, plan_chunks, require_own_chunks
 from indistill.retrieval.cluster.embedding import Work, embed_chunks
 from indistill.retrieval.cluster.runtime import count_cpus, fetch, require_ray, start_ray
@@ -29,13 +30,11 @@ from indistill.retrieval.embed import EmbeddedImages
 from indistill.retrieval.index_types.types import FaissIndex, can_filter, find_ivf, train_faiss
 from indistill.retrieval.store.build import BuildOptions, IndexPart, IndexType, check_index_output, write_index
 from indistill.retrieval.store.generations import (
-    LOCK,
     PENDING,
     PENDING_CHUNKS,
     SHARDS,
     Manifest,
     discard_unfinished,
-    hold_lock,
     lock_index,
     require_text,
 )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from indistill.errors import IndistillError, InputError
+from indistill.signals import keep_handlers
 
 REACH_S = 5.0
 
@@ -49,7 +50,7 @@ def start_ray(address: str | None = None) -> Iterator[None]:
     if named is not None and not _is_reached(named):
         raise InputError(f"there is no {place}: start one by 'ray start --head', or mend --address or RAY_ADDRESS")
     try:
-        with warnings.catch_warnings(action="ignore"):  # what it warns of is raised too
+        with warnings.catch_warnings(action="ignore"), keep_handlers():  # what it warns of is raised too
             ray.init(named, log_to_driver=False, logging_level="ERROR")
     except ConnectionError as error:
         raise InputError(

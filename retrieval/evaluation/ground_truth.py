@@ -4,13 +4,13 @@ Reference: Radenović, Iscen, Tolias, Avrithis and Chum 2018, "Revisiting Oxford
 Benchmarking" (arXiv 1803.11285), section 3.3.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from indistill.documents import read_json
 from indistill.errors import DataError, describe_os_error, suggest_nearest
 from indistill.retrieval.evaluation.metrics import Figures
 from indistill.retrieval.evaluation.ranks import Ranks
@@ -45,7 +45,7 @@ def read_ground_truth(path: Path) -> dict[str, dict[str, list[str]]]:
         DataError: the file is missing, no JSON, or of another form.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"ground truth {path} cannot be read: {describe_os_error(error)}") from error
     except ValueError as error:

@@ -143,7 +143,12 @@ def is_foreign(headers: Headers, host: str) -> bool:
     if site is not None and site not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc.lower() != host.lower()
+    except ValueError:  # no address at all, as `http://[`
+        return True
 
 
 def shows_token(headers: Headers, token: str) -> bool:

@@ -15,6 +15,7 @@ from indistill.durable import name_aside
 from indistill.errors import DataError, ExistsError, InputError, describe_error, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.images import SkippedImage
+from indistill.locking import LOCK
 from indistill.retrieval.embed import EmbeddedImages, ImageFile, embed_files
 from indistill.retrieval.index_types.types import EXACT, make_faiss
 from indistill.retrieval.store.catalogue import NewItem, edit_catalogue
@@ -23,7 +24,6 @@ from indistill.retrieval.store.generations import (
     CURRENT,
     FAISS,
     GENERATIONS,
-    LOCK,
     MODEL,
     PENDING,
     PENDING_CHUNKS,

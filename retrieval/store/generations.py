@@ -28,19 +28,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
-from filelock import FileLock, Timeout
-
 from indistill.bounded import read_bounded, require_regular
-from indistill.durable import move_into_place, name_aside, write_aside
+from indistill.durable import move_into_place, name_aside, sync_file, write_aside
 from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
 from indistill.export.artefact import MAX_DIMENSION
 from indistill.formats import BUILD_AGAIN, INDEX, require_format
 from indistill.hashing import hash_file
 from indistill.images import SkippedImage
+from indistill.locking import hold_lock
 from indistill.retrieval.store.catalogue import is_text
 from indistill.retrieval.store.checked import hash_once, note_hash
 
-CURRENT, GENERATIONS, LOCK, PENDING = "CURRENT", "generations", "lock", "pending.vectors"
+CURRENT, GENERATIONS, PENDING = "CURRENT", "generations", "pending.vectors"
 PENDING_CHUNKS = "pending.chunks"
 SHARDS = "shards.json"  # of a folder of indexes; see cluster/shards.py
 MANIFEST, FAISS, CATALOGUE, MODEL, SKIPPED = (
@@ -238,36 +237,13 @@ def lock_index(folder: Path, *, create: bool = False) -> Iterator[None]:
     """
     if not create:
         read_manifest(folder)
-    with hold_lock(folder, "index"):
+    with hold_lock(folder, "index", IndexFolderError):
         chunks, shards = folder / PENDING_CHUNKS, [*folder.glob("shards-*"), *folder.glob("shards-*/*")]
         names = (CURRENT, PENDING, PENDING_CHUNKS, GENERATIONS, SHARDS)
         refuse_links(folder, [folder / name for name in names])
         refuse_links(folder, [name_aside(folder / name) for name in (CURRENT, SHARDS)])
         refuse_links(folder, [*shards, *(chunks.iterdir() if chunks.is_dir() else ())])
         yield
-
-
-@contextmanager
-def hold_lock(folder: Path, title: str) -> Iterator[None]:
-    """Holds the lock of a folder, which messages call by `title`.
-
-    Raises:
-        IndexFolderError: another process holds it.
-        InputError: the folder cannot be written to.
-    """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise IndexFolderError(
-            f"the {title} {folder} is being changed by another process; give the command again when that has ended"
-        ) from error
-    except OSError as error:
-        raise InputError(f"the {title} {folder} cannot be written: {describe_os_error(error)}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def require_text(folder: Path) -> None:
@@ -331,7 +307,7 @@ def commit_generation(draft: Path, manifest: Manifest, known: Mapping[str, str] 
     manifest = replace(manifest, generation=number, files=files, sizes=sizes)
     (draft / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     for path in (*paths, draft / MANIFEST, draft):
-        _sync(path)
+        sync_file(path)
     move_into_place(draft, name_generation(folder, number))
     with write_aside(folder / CURRENT) as stream:
         stream.write(f"{number:08d}\n".encode())
@@ -423,11 +399,3 @@ def _find_last(folder: Path) -> int:
 def _list_generations(folder: Path) -> dict[int, Path]:
     """Returns the generations that lie in a folder by their numbers; others may have put more there."""
     return {int(path.name): path for path in (folder / GENERATIONS).glob(8 * "[0-9]")}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -83,7 +83,7 @@ def test_train_writes_a_complete_run_and_prints_its_folder(places: Places) -> No
         f"Next: indistill compress --teacher {places['out']} --data IMAGES --out RUN",
         f"  or: indistill export {places['out']} --onnx",
     ]
-    names = {"config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "report.html"}
+    names = {"config.yaml", "environment.json", "metrics.jsonl", "model.safetensors", "report.html", "lock"}
     assert {path.name for path in places["out"].iterdir()} == names
     config = read_config(places["out"])
     assert (config["command"], config["data"]) == ("train", str(places["gallery"]))
@@ -106,7 +106,7 @@ def test_compress_writes_a_complete_run_and_prints_its_folder(places: Places) ->
     assert result.out == f"{places['out']}\n"
     assert result.err.splitlines()[-1] == f"Next: indistill export {places['out']} --onnx"
     names = {"config.yaml", "environment.json", "metrics.jsonl", "student.safetensors", "report.html", "closeness.json"}
-    assert {path.name for path in places["out"].iterdir()} == names
+    assert {path.name for path in places["out"].iterdir()} == names | {"lock"}
     config = read_config(places["out"])
     assert config["pairs"] == STAGE_PAIRS
     assert [phase["objective"] for phase in config["schedule"]] == ["stage"] * 3 + ["embedding"] * 2

@@ -171,7 +171,7 @@ def test_overwriting_a_run_leaves_no_older_figures(places: Places, copy: Copy) -
     (run / "evaluation-0123.json").write_text("{}", encoding="utf-8")
     places |= {"data": places["loose"], "out": run}
     succeed(*fill(COMPRESS + " --no-report --overwrite", places))
-    assert {path.suffix for path in run.iterdir()} == {".yaml", ".html", ".jsonl", ".safetensors", ".json"}
+    assert {path.suffix for path in run.iterdir()} == {".yaml", ".html", ".jsonl", ".safetensors", ".json", ""}
     assert [path.name for path in run.glob("*.json")] == ["environment.json"]
 
 

@@ -147,6 +147,16 @@ UNSAFE: dict[str, tuple[Change, str]] = {
         ),
         r"its operator 'Run' is of the domain 'evil\x1b]0;\x07'",
     ),
+    "a loop": (
+        lambda model: model.graph.node.append(
+            helper.make_node("Loop", ["n", "c"], ["y"], body=helper.make_graph([], "body", [], []))
+        ),
+        "its operator 'Loop' may repeat without end",
+    ),
+    "a loop in a branch": (
+        lambda model: model.graph.node.append(make_branch(helper.make_node("Scan", [], ["x"]))),
+        "its operator 'Scan' may repeat without end",
+    ),
     "functions": (
         lambda model: model.functions.append(helper.make_function("", "Relu", ["a"], ["b"], [], [])),
         "it has functions",

@@ -296,6 +296,15 @@ def test_a_hostile_shard_is_refused_and_nothing_appears(tmp_path: Path, write: C
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_labels_may_be_numbers_of_any_length(tmp_path: Path) -> None:
+    labels = [b"1" * 5000, b"10", b"9", b"0", b"00"]
+    members = {
+        f"{i}.{kind}": part for i, text in enumerate(labels) for kind, part in (("png", make_png()), ("cls", text))
+    }
+    images = open_images(str(write_shard(tmp_path / "shard.tar", members)))
+    assert images.classes == ("0", "00", "9", "10", "1" * 5000)
+
+
 def test_a_member_larger_than_any_image_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "shard.tar"
     claim(path, 2**40)

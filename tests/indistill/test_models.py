@@ -157,6 +157,11 @@ def test_an_incomplete_run_is_refused(tmp_path: Path) -> None:
         "command": "train",
         "network": {"spec": "paper:cnn-s", "arguments": {}, "embedding": "embedding"},
         "recipe": {"data": {"image_size": 32, "crop": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1]}},
+        "parameters": 1,
+        "data": "digits/train",
+        "seed": 0,
+        "device": "cpu",
+        "schedule": [],
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"is not complete: it has no model\.safetensors"):

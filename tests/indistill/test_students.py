@@ -50,6 +50,7 @@ def write_run(folder: Path, network: Network) -> str:
     folder.mkdir()
     data = {"image_size": SIDE, "crop": 1.0, "mean": [0.5] * 3, "std": [0.25] * 3}
     config = {"command": "compress", "network": network.describe(), "recipe": {"data": data}}
+    config |= {"parameters": 1, "data": "digits/train", "seed": 0, "device": "cpu", "schedule": []}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     save_weights(network.module, folder / "student.safetensors")
     return str(folder)

@@ -14,20 +14,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from indistill.retrieval.serve.settings import Settings
+from tests.browser import NEEDS_BROWSER, open_browser
 from tests.retrieval.serving import Server, build_small_index, export_model, serve_index, write_gallery
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="chromium and chromium-driver are not installed"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's pipes to the driver
-]
+pytestmark = NEEDS_BROWSER
 SETTINGS = Settings(threads=1)
 TOKEN = "a-token-for-the-tests"
 WIDE, PHONE = (1280, 900), (360, 740)
@@ -80,21 +76,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    folder = tmp_path_factory.mktemp("browser")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        f"--user-data-dir={folder}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options, Service(DRIVER))
-    yield started
-    started.quit()
+    with open_browser(tmp_path_factory.mktemp("browser")) as started:
+        yield started
 
 
 @pytest.fixture

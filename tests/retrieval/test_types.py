@@ -172,7 +172,7 @@ def test_the_map_of_ids_is_put_where_it_belongs(given: str, made: str) -> None:
         ("Foo", "'Foo' is no index type of FAISS for vectors of 16 values: give one such as Flat"),
         ("", "'' is no index type"),
         ("OPQ5,IVF16,PQ5", "no index type of FAISS for vectors of 16 values"),
-        ("IVF99999999999,Flat", "no index type"),
+        ("IVF99999999999,Flat", "no number in an index type may be above"),
         ("PQ8", r"cannot be added to, removed from or searched with a filter \(IndexPQ\)"),
         ("NSG16", "cannot be added to"),
         ("IVF0,Flat", "give IVF1024 or IVF65536_HNSW32"),

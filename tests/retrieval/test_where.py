@@ -218,6 +218,7 @@ REFUSED = {
     "id = 1e999": "at character 6: 1e999 is too large",
     "id = 1e-99999999": "at character 6: 1e-99999999 is not understood",
     "id = 9223372036854775808": "at character 6: 9223372036854775808 is too large",
+    "id = " + "9" * 5000: "at character 6: a number of more than 1,000 characters",
     "label = 'a\0'": "at character 9: a text that is not UTF-8, or holds a NUL",
     "label = 'caf\udce9'": "at character 9: a text that is not UTF-8, or holds a NUL",
     "\x1b[31m = 1": r"at character 1: \x1b[31m = 1 is not understood",

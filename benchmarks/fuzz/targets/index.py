@@ -92,7 +92,7 @@ def seal(generation: Path) -> None:
             content["files"][name] = hashlib.sha256(data).hexdigest()
             content["sizes"][name] = len(data)
         path.write_text(json.dumps(content), encoding="utf-8", errors="surrogateescape")
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return
 
 

@@ -51,6 +51,7 @@ def test_another_sites_page_cannot_search(server: Server) -> None:
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://localhost:1"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": own, "Sec-Fetch-Site": "cross-site"},

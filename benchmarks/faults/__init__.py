@@ -1,0 +1,1 @@
+"""What faults do to the commands that write: `python -m benchmarks.faults`."""
