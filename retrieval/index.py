@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import faiss
 import numpy as np
 
-from indistill.bounded import require_regular
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.hashing import hash_file
+from indistill.files.bounded import require_regular
+from indistill.files.hashing import hash_file
 from indistill.images import ImageSource
 from indistill.retrieval.index_types.types import can_filter, read_faiss, search_faiss, set_parameters
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits

@@ -13,7 +13,7 @@ from PIL import Image
 
 from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.images import ImageSource, read_pixels
 from indistill.preprocess import PixelArray
 from indistill.retrieval.index import Hit

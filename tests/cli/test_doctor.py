@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from indistill import formats
 from indistill.cli.doctor import machine, packages
 from indistill.cli.doctor.findings import Finding, look
 from indistill.cli.doctor.packages import Requirement, list_requirements
+from indistill.files import formats
 from tests.cli.calls import run_cli, run_process, succeed
 from tests.cli.test_formats import CHANGE, copy_fixture
 from tests.fixtures.make import FOLDER, MADE, find

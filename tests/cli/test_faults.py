@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from indistill.hashing import hash_file
-from indistill.locking import LOCK, hold_lock
+from indistill.files.hashing import hash_file
+from indistill.files.locking import LOCK, hold_lock
 from tests.cli.calls import Result, assert_refused, fill, make_environment, run_cli, snapshot, succeed
 
 Places = dict[str, Path]

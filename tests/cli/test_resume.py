@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from tests.cli.calls import MAIN, STOP, assert_refused, fill, run_cli, run_process, snapshot, succeed
 
 Refuse = Callable[..., None]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from tests.cli.calls import fill, succeed
 from tests.cli.test_loggers import cut_off
 
