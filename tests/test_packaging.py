@@ -123,7 +123,7 @@ def test_imports_go_in_one_direction() -> None:
 
 
 def find_layer(module: str) -> int:
-    """Returns where a module of indistill/ stands among the layers; -1, below them all, in files/ and beside the folders."""
+    """Returns where a module stands among the layers; -1, below them all, in files/ and beside the folders."""
     folder = module.split(".")[1]
     return LAYERS.index(folder) if folder in LAYERS else -1
 
