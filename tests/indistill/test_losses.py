@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from indistill.losses.pkt import EPSILON, compute_probabilities
+from indistill.losses.pkt import (
+    EPSILON,
+    compute_cosine_kernel,
+    compute_probabilities,
+    compute_products,
+    compute_student_t_kernel,
+)
 from indistill.losses.pkt import compute_pkt_loss as compute_from_target
 
 
@@ -33,6 +39,17 @@ def compute_by_loops(student: list[list[float]], teacher: list[list[float]]) -> 
                 p, q = p / sum(p_row), q / sum(q_row)
                 total += (p - q) * (math.log(p + EPSILON) - math.log(q + EPSILON)) / count**2
     return total
+
+
+def test_kernels_by_hand() -> None:
+    products = compute_products(torch.tensor([[3.0, 0.0], [0.0, 4.0], [-6.0, 0.0]]))
+    assert products.tolist() == [[9, 0, -18], [0, 16, 0], [-18, 0, 36]]
+    cosine, student_t = compute_cosine_kernel(products), compute_student_t_kernel(products)
+    assert cosine.flatten().tolist() == pytest.approx([1, 0.5, 0, 0.5, 1, 0.5, 0, 0.5, 1])
+    assert compute_cosine_kernel(1e-10 * products).flatten().tolist() == pytest.approx(
+        cosine.flatten().tolist(), abs=1e-6
+    )
+    assert student_t[0].tolist() == pytest.approx([1, 1 / 6, 1 / 10], abs=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -14,6 +14,7 @@ from indistill.losses.build import build_loss
 from indistill.losses.loss import Loss
 from indistill.losses.options import LOGIT_LOSSES, TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.losses.pkt import PktLoss
+from indistill.losses.regression import RegressionLoss
 from indistill.runs.config import load_recipe
 
 NAMES = ["pkt", "pkt-eccv", "kd", "dkd", "hint", "rkd", "sp", "contrastive", "regression"]
@@ -90,6 +91,18 @@ def test_losses_and_gradients_are_finite_in_the_corners(name: str, count: int) -
             gradients = torch.autograd.grad(value, [student, *learnt])
             assert math.isfinite(float(value.detach())), (corner, side)
             assert all(torch.isfinite(gradient).all() for gradient in gradients), (corner, side)
+
+
+NO_DIRECTION = dict.fromkeys(("pkt", "pkt-eccv", "sp", "contrastive", "regression"), "one zero row")
+
+
+@pytest.mark.parametrize(("name", "corner"), [*NO_DIRECTION.items(), ("rkd", "two equal rows")])
+def test_what_has_no_direction_pulls_no_harder_than_the_epsilon_allows(name: str, corner: str) -> None:
+    student, teacher = make_pair(name, 6)
+    loss = make_loss(name, student, teacher)
+    if isinstance(loss, RegressionLoss):
+        loss.projection.bias.data.zero_()
+    assert measure_gradient(loss, CORNERS[corner](student), teacher) < 1e9  # 1e12 and more by the epsilon of PyTorch
 
 
 def test_opposite_rows_never_round_to_a_logarithm_of_less_than_nothing() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from indistill.losses.contrastive import ContrastiveLoss
 from indistill.losses.dkd import DkdLoss
-from indistill.losses.hint import HintLoss
+from indistill.losses.hint import HintLoss, build_regressor
 from indistill.losses.kd import KdLoss
 from indistill.losses.loss import Loss
 from indistill.losses.pkt import EPSILON, PktLoss
@@ -249,3 +249,12 @@ def test_cross_entropy_equals_the_formula_by_loops() -> None:
     rows = [soften(row, 1.0) for row in student.tolist()]
     expected = -sum(math.log(row[label]) for row, label in zip(rows, labels.tolist(), strict=True)) / 5
     assert compute(CrossEntropyLoss(), student, labels) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_regressor_of_a_stage_maps_its_channels_at_each_position() -> None:
+    maps, vectors = torch.randn(2, 3, 4, 4), torch.randn(2, 3)
+    regressor = build_regressor(3, 5, maps=True)
+    at_a_position = regressor(maps[:, :, 1:2, 2:3])
+    assert torch.allclose(regressor(maps)[:, :, 1:2, 2:3], at_a_position, atol=1e-6)
+    assert at_a_position.shape == (2, 5, 1, 1)
+    assert build_regressor(3, 5, maps=False)(vectors).shape == (2, 5)

@@ -51,3 +51,15 @@ def test_a_warm_up_longer_than_the_training_only_rises() -> None:
     factors = list_factors(Optimisation(schedule="step", warmup_epochs=8))
     assert factors == sorted(factors)
     assert factors[-1] == pytest.approx(0.5)
+
+
+def test_a_warm_up_that_ends_within_a_batch_never_exceeds_the_full_rate() -> None:
+    factors = list_factors(Optimisation(schedule="cosine", warmup_epochs=0.25))
+    assert factors[:3] == pytest.approx([0.4, 0.8, 1.0])
+    assert max(factors) == 1
+
+
+def test_what_is_left_after_a_warm_up_may_be_shorter_than_two_batches() -> None:
+    options = Optimisation(schedule="cosine", warmup_epochs=3.85)
+    assert list_factors(options)[-1] == pytest.approx(0.75)  # a third of the 1.5 batches: (1 + cos(60 degrees)) / 2
+    assert compute_rate_factor(Optimisation(schedule="cosine", warmup_epochs=4), 40, TOTAL, EPOCH) == 1

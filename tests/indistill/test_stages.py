@@ -5,7 +5,6 @@ from torch import nn
 from indistill.errors import StageError
 from indistill.models.paper import build_cnn_a, build_cnn_s
 from indistill.models.specs import build_network, parse_model_spec
-from indistill.pruning.channels import align_sizes, check_widths, measure_importance, select_channels
 from indistill.stages.graph import (
     Embedder,
     Tap,
@@ -117,33 +116,6 @@ def test_a_bias_that_something_else_reads_is_trained() -> None:
     assert network.conv.bias.requires_grad
 
 
-def test_pruning_the_layer_is_an_index_select_on_the_tapped_feature() -> None:
-    """The published code makes a second, narrower convolution that reads the unpruned stage before it."""
-    teacher = set_statistics(build_cnn_a()).eval()
-    keep = select_channels(measure_importance(teacher.conv2), 16)
-    images = torch.randn(4, 3, 32, 32)
-    with torch.no_grad():
-        conv, norm = nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16).eval()
-        conv.weight.copy_(teacher.conv2.weight[keep])
-        conv.bias.copy_(teacher.conv2.bias[keep])
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(norm, name).data.copy_(getattr(teacher.conv2_bn, name)[keep])
-        before = Tap(teacher, "stage1").eval()(images)
-        expected = nn.functional.max_pool2d(torch.relu(norm(conv(before))), 2)
-        selected = freeze(Tap(teacher, "stage2"))(images)[:, keep]
-    assert torch.allclose(selected, expected, atol=1e-4)
-
-
-def test_the_most_important_channels_are_kept_in_their_order() -> None:
-    layer = nn.Conv2d(1, 4, 1, bias=False)
-    layer.weight.data = torch.tensor([3.0, -5.0, 0.5, 4.0]).view(4, 1, 1, 1)
-    assert measure_importance(layer).tolist() == [3, 5, 0.5, 4]
-    assert select_channels(measure_importance(layer), 3).tolist() == [0, 1, 3]
-    assert select_channels(torch.tensor([1.0, 1.0, 1.0]), 2).tolist() == [0, 1]
-    with pytest.raises(ValueError, match="5 channels"):
-        select_channels(measure_importance(layer), 5)
-
-
 def test_faithful_targets_use_the_batch_and_drop_the_shift() -> None:
     teacher = set_statistics(build_cnn_a()).eval()
     tap = Tap(teacher, "stage2")
@@ -163,21 +135,6 @@ def test_faithful_needs_a_batch_norm_behind_the_convolution() -> None:
     network = build_network(parse_model_spec("paper:resnet18?width=8"))
     with pytest.raises(StageError, match="need a batch norm"):
         use_batch_statistics(Tap(network, "stage1"))
-
-
-def test_larger_maps_are_pooled_to_smaller_ones() -> None:
-    teacher, student = torch.arange(16.0).view(1, 1, 4, 4), torch.zeros(1, 1, 2, 2)
-    pooled, same = align_sizes(teacher, student)
-    assert pooled.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert same is not None
-    assert same.shape == (1, 1, 2, 2)
-
-
-def test_a_narrower_teacher_names_the_stage_and_both_widths() -> None:
-    with pytest.raises(StageError, match=r"stage a:b: the teacher has 8 channels, fewer than the student's 16"):
-        check_widths("a:b", torch.Size((2, 8, 4, 4)), torch.Size((2, 16, 4, 4)))
-    with pytest.raises(StageError, match="both must be maps"):
-        check_widths("a:b", torch.Size((2, 8, 4, 4)), torch.Size((2, 8)))
 
 
 def test_an_unknown_node_lists_what_there_is() -> None:

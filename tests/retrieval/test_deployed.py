@@ -88,6 +88,25 @@ def test_protocols_are_as_by_loops_and_an_exact_index_of_full_depth_agrees(proto
     assert (deployed.search_recall == 1).all()
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_index_is_asked_for_its_depth_and_for_the_query_itself(alone: bool) -> None:
+    gallery, _ = make_labelled(5, 70, 1)
+    task, ids = make_task(gallery, gallery, Protocol(leave_one_out=alone)), np.arange(70)
+    asked: list[tuple[int, int]] = []
+
+    def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        asked.append((len(queries), k))
+        return search_exactly(gallery.vectors, ids)(queries, k)
+
+    progress: list[int] = []
+    found = measure_deployed(task, Deployment(search, ids, 5), KS, progress.append)
+    assert asked == [(64, 5 + alone), (6, 5 + alone)]
+    assert progress == [64, 6]
+    assert found.figures.names == ["map", "precision@1", "precision@5", "recall@1", "recall@5"]  # within the depth
+    for part in (found.figures.best, found.figures.worst, found.figures.cut):
+        assert part.tolist() == found.figures.read("map").tolist()
+
+
 def test_an_index_that_loses_items_has_a_lower_map_and_recall_as_by_loops() -> None:
     gallery, queries = make_labelled(1, 120, 40)
     ids, lost = np.arange(1, 121), (3, 30, 31, 77)

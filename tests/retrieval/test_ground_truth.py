@@ -99,12 +99,25 @@ def test_what_an_index_does_not_return_counts_as_not_found() -> None:
     assert found["mp@1_easy"] == 1
 
 
+def test_a_setup_without_a_positive_image_has_no_figures_and_the_others_keep_theirs() -> None:
+    nothing = np.array([], dtype=int)
+    values = measure_judged(np.array([0, 1, 2]), Judgement(nothing, np.array([1]), nothing), (1, 5))
+    found = dict(zip(list_judged((1, 5)), values, strict=True))
+    assert [name for name, value in found.items() if np.isnan(value)] == ["map_easy", "mp@1_easy", "mp@5_easy"]
+    assert (found["map_medium"], found["map_hard"]) == (1 / 4, 1 / 4)
+    assert (found["mp@1_hard"], found["mp@5_hard"]) == (0, 1 / 2)
+    values = measure_judged(np.array([0, 1, 2]), Judgement(np.array([1]), nothing, nothing), (1, 5))
+    found = dict(zip(list_judged((1, 5)), values, strict=True))
+    assert [name for name, value in found.items() if np.isnan(value)] == ["map_hard", "mp@1_hard", "mp@5_hard"]
+
+
 def test_names_are_located_and_queries_without_an_entry_have_none() -> None:
     truth = {"q.png": {"easy": ["c.png", "a.png"], "junk": ["b.png"]}}
     first, second = locate_judgements(truth, ["q.png", "r.png"], ["a.png", "b.png", "c.png"])
     assert first is not None
     assert (first.easy.tolist(), first.hard.tolist(), first.junk.tolist()) == ([0, 2], [], [1])
     assert second is None
+    assert {part.dtype for part in (first.easy, first.hard, first.junk)} == {np.dtype(np.int64)}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +137,10 @@ def test_names_that_do_not_fit_are_an_error(truth, words: str) -> None:
     ("text", "words"),
     [
         ("{", "is not JSON"),
-        ("[]", "has no queries"),
+        (
+            "[]",
+            r'has no queries: it must be {"query image": {"easy": \[gallery images\], "hard": .*, "junk": .*}, ',
+        ),
         ("{}", "has no queries"),
         ('{"q": 3}', "'q' has no grades"),
         ('{"q": {"esy": []}}', "a grade 'esy'.*Did you mean 'easy'"),

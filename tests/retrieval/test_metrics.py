@@ -153,6 +153,16 @@ def test_metrics_by_hand() -> None:
     assert metrics["recall@2"] == 1
 
 
+@pytest.mark.parametrize(("found", "size"), [([1], 3), ([2], 4), ([3, 4], 4), ([101], 200), ([2, 100, 102], 150)])
+@pytest.mark.parametrize("batch", [1, 2, 3, 100, 101, 102, 128])
+def test_paper_figures_at_the_edges_of_a_batch(found: list[int], size: int, batch: int) -> None:
+    names = list_metrics(())
+    metrics = dict(zip(names, compute_metrics(np.array(found), size, (), batch), strict=True))
+    relevant = np.isin(np.arange(1, size + 1), found)
+    expected = restate_paper11(relevant, batch)
+    assert (metrics["map_paper11"], metrics["precision_paper11@100"]) == pytest.approx(expected)
+
+
 def test_ties_are_ranked_by_gallery_position() -> None:
     scores = np.array([0.5, 0.5, 0.5, 0.5, 0.9], dtype=np.float32)
     positions = np.array([3, 0, 1, 2, 4])  # the relevant items, first here, stand at 3 and 0 in the gallery
@@ -216,6 +226,12 @@ def test_chance_is_the_mean_over_all_orders(own: bool) -> None:
             if relevant.any():
                 precisions.append(np.mean((np.cumsum(relevant) / np.arange(1, len(order) + 1))[relevant]))
         assert found[query] == pytest.approx(np.mean(precisions) if precisions else 0)
+
+
+def test_chance_is_certainty_where_all_is_relevant() -> None:
+    for count in (1, 2, 3):
+        vectors, labels = np.eye(count, dtype=np.float32), np.zeros(count, int)
+        assert Task(vectors, labels, vectors[:1], labels[:1]).expect_by_chance().tolist() == [pytest.approx(1)]
 
 
 def test_sets_without_a_common_class_are_an_error() -> None:
