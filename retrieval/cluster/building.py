@@ -144,7 +144,7 @@ def _open_embeddings(out: Path, kept: Path | None) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the embeddings {folder} cannot be written: {describe_os_error(error)}") from error
-    with nullcontext() if kept is None else hold_lock(folder, "folder of embeddings"):
+    with nullcontext() if kept is None else hold_lock(folder, "folder of embeddings", IndexFolderError):
         try:
             yield folder
         finally:

@@ -155,10 +155,10 @@ def test_a_logger_that_fails_is_left_out_and_the_others_go_on(capfd: pytest.Capt
     assert capfd.readouterr().err == "warning: --logger wandb is left out from here on: no server there\n"
 
 
-@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt, "KILLED"), (InputError, "FAILED")])
-def test_loggers_end_with_how_the_training_ended(error: type[BaseException], outcome: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt(), "KILLED"), (InputError("no room"), "FAILED")])
+def test_loggers_end_with_how_the_training_ended(error: BaseException, outcome: str, tmp_path: Path) -> None:
     logger = FailingLogger(0)
-    with pytest.raises(error), open_loggers((), tmp_path, {}) as loggers:  # noqa: PT012
+    with pytest.raises(type(error)), open_loggers((), tmp_path, {}) as loggers:  # noqa: PT012
         loggers.add("mlflow", logger)
         raise error
     assert logger.outcomes == [outcome]
