@@ -172,6 +172,7 @@ def test_the_versions_agree() -> None:
     assert f"## [{indistill.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_imports_elsewhere(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, ROOT],

@@ -30,6 +30,7 @@ def inspect(*options: str) -> dict[str, dict[str, str]]:
     return {finding["name"]: finding for finding in json.loads(result.out)}
 
 
+@pytest.mark.slow
 def test_all_is_well_here_and_the_whole_way_works() -> None:
     """Loads what is compiled, and embeds, indexes and searches."""
     result = succeed("doctor", "--test")

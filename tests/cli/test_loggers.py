@@ -75,6 +75,7 @@ def test_both_trainings_over_an_auxiliary_are_logged(places: Places) -> None:
         assert read_tensorboard(run)[0]["loss"] == list_expected(run, "loss")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_each_epoch_once_in_tensorboard(places: Places) -> None:
     line = TRAIN.replace("--epochs 3", "--epochs 60") + " --logger tensorboard --checkpoint-every 0"
     cut_off(places["out"], line, places, 4)
@@ -117,6 +118,7 @@ def test_another_logger_is_refused(places: Places) -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_a_logger_no_package_of_one_is_imported(places: Places) -> None:
     code = (
         "import sys\nfrom indistill.cli.main import main\ntry:\n    main()\nexcept SystemExit as end:\n"
