@@ -23,6 +23,13 @@ def test_map_among_images_is_that_of_a_full_sort_without_the_image_itself() -> N
     vectors = rng.normal(size=(60, 5)).astype(np.float32)
     labels = rng.integers(0, 7, 60)
     labels[0] = 9  # alone
+    labels[1:3] = 10  # a pair
+    assert measure_map_among(vectors, labels) == pytest.approx(measure_slowly(vectors, labels), abs=1e-9)
+
+
+def test_equal_cosines_among_images_are_ranked_by_position() -> None:
+    vectors = np.eye(3, dtype=np.float32)[np.arange(24) % 3]
+    labels = np.random.default_rng(1).integers(0, 4, 24)
     assert measure_map_among(vectors, labels) == pytest.approx(measure_slowly(vectors, labels), abs=1e-9)
 
 
