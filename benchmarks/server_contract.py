@@ -15,7 +15,11 @@ from pathlib import Path
 from benchmarks.machine import describe_machine, report_machine
 from benchmarks.served import TOKEN, make_index, run_server
 
-CONFIG = '[checks.positive_data_acceptance]\nexpected-statuses = ["2xx", 304, 400, 404, 422]\n'
+CONFIG = """[checks.positive_data_acceptance]
+expected-statuses = ["2xx", 304, 400, 404, 422]
+[checks.negative_data_rejection]
+expected-statuses = [400, 403, 404, 405, 406, 413, 415, 422]
+"""
 
 
 def main() -> None:

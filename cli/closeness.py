@@ -17,9 +17,9 @@ from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ImageSet, sample_images
 from indistill.data.specs import locate_data
 from indistill.errors import InputError
-from indistill.formats import CLOSENESS
-from indistill.hashing import hash_file
-from indistill.locking import hold_lock
+from indistill.files.formats import CLOSENESS
+from indistill.files.hashing import hash_file
+from indistill.files.locking import hold_lock
 from indistill.models.embedding import embed_pixels
 from indistill.models.loading import Network, load_network
 from indistill.preprocess import PixelArray

@@ -15,12 +15,12 @@ from indistill.cli.inputs import report_skipped
 from indistill.data.pixels import Pixels, load_pixels
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, require_labels
 from indistill.data.specs import open_images
-from indistill.documents import read_json
 from indistill.errors import DataError, InputError
 from indistill.export.bench import Protocol, count_turns, run_bench
 from indistill.export.bench_process import Engine
-from indistill.formats import KEPT_EVALUATION
-from indistill.hashing import hash_file
+from indistill.files.documents import read_json
+from indistill.files.formats import KEPT_EVALUATION
+from indistill.files.hashing import hash_file
 from indistill.preprocess import Preprocessing
 from indistill.progress import show_progress
 from indistill.reports.comparison import Group

@@ -9,7 +9,7 @@ from indistill.cli.options import HitFormat
 from indistill.cli.stdout import emit
 from indistill.errors import escape_text
 from indistill.retrieval.duplicates import Duplicate
-from indistill.retrieval.index import Hit
+from indistill.retrieval.ranking import Hit
 from indistill.retrieval.sheet import SheetRow, render_sheet
 from indistill.talk import say
 

@@ -14,7 +14,7 @@ from indistill.retrieval.evaluation.deployed import locate_ids
 from indistill.retrieval.evaluation.metrics import JUNK, Figures, Vectors, normalise_rows
 from indistill.retrieval.evaluation.page import render_evaluation
 from indistill.retrieval.evaluation.ranks import Ranks
-from indistill.retrieval.index import Hit
+from indistill.retrieval.ranking import Hit
 from indistill.retrieval.sheet import SheetRow, render_rows
 from indistill.talk import say
 

@@ -10,7 +10,7 @@ import numpy as np
 from indistill.cli.evaluation import Conduct, Measurement, are_paired
 from indistill.cli.output import print_json, print_table
 from indistill.cli.stdout import emit
-from indistill.formats import EVALUATION_REPORT
+from indistill.files.formats import EVALUATION_REPORT
 from indistill.retrieval.evaluation.intervals import LEVEL, RESAMPLES, SEED, Estimate, estimate_means
 from indistill.retrieval.evaluation.metrics import JUNK, Figures, QueryFigures
 from indistill.talk import say

@@ -12,7 +12,7 @@ from indistill.cli.stdout import emit
 from indistill.errors import IndistillError, ModelError, VerificationError
 from indistill.export.artefact import Artefact, Precision
 from indistill.export.bench_process import Engine
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.progress import show_progress
 from indistill.talk import say
 

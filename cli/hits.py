@@ -9,7 +9,7 @@ from indistill.cli.options import HitFormat
 from indistill.cli.stdout import emit
 from indistill.data.urls import join_url
 from indistill.errors import ExistsError, InputError, describe_os_error, escape_text
-from indistill.retrieval.index import Hit
+from indistill.retrieval.ranking import Hit
 from indistill.retrieval.search import Asked, SearchOptions, SearchResults, describe_query
 from indistill.talk import say
 

@@ -10,7 +10,7 @@ from indistill.data.pixels import Pixels, Share, StreamedPixels, load_pixels, op
 from indistill.data.sets import ImageSet, sample_images
 from indistill.data.specs import open_images
 from indistill.errors import ExistsError, InputError, ModelError
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.images import SkippedImage
 from indistill.preprocess import Preprocessing
 from indistill.progress import show_progress, show_status

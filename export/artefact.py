@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indistill.errors import InputError, ModelError, escape_text
-from indistill.formats import ARTEFACT, require_format
+from indistill.files.formats import ARTEFACT, require_format
 from indistill.preprocess import PixelArray, Preprocessing
 
 Precision = Literal["fp32", "fp16", "int8"]

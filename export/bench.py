@@ -27,7 +27,7 @@ from indistill.export.bench_report import (
     Speedup,
 )
 from indistill.export.session import Embeddings
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 
 LOADED = 0.5  # load average for each core above which figures are not to be trusted
 

@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from indistill.documents import read_json
 from indistill.errors import InputError
 from indistill.export.bench_engines import EngineKind
-from indistill.formats import BENCH_REPORT, require_format
+from indistill.files.documents import read_json
+from indistill.files.formats import BENCH_REPORT, require_format
 
 Role = Literal["teacher", "student"]
 Include = Literal["network", "resize", "decode"]

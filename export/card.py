@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from indistill import __version__
-from indistill.documents import read_yaml
 from indistill.errors import ModelError, escape_text
 from indistill.export.artefact import Artefact
+from indistill.files.documents import read_yaml
 
 TASK = "image-feature-extraction"
 TAGS = ["onnx", "indistill", "image-retrieval", "embeddings", "knowledge-distillation"]

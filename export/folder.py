@@ -25,15 +25,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from indistill.bounded import read_bounded
-from indistill.documents import read_json
-from indistill.durable import sync_file
 from indistill.errors import ExistsError, InputError, ModelError, escape_text
 from indistill.export.artefact import Artefact, Precision
 from indistill.export.card import PackedFile, format_card, read_metadata
 from indistill.export.opening import open_file
 from indistill.export.processor import PROCESSOR_FILE, describe_processor, format_processor
-from indistill.formats import MODEL_FOLDER, require_format
+from indistill.files.bounded import read_bounded
+from indistill.files.documents import read_json
+from indistill.files.durable import sync_file
+from indistill.files.formats import MODEL_FOLDER, require_format
 
 MODEL_NAMES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx"}
 CONFIG_FILE, CARD_FILE = "config.json", "README.md"

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from indistill import __version__
 from indistill.closeness import MINIMUM_IMAGES
-from indistill.durable import move_into_place, sync_file
 from indistill.errors import ExistsError, InputError, ModelError, VerificationError, describe_os_error
 from indistill.export.artefact import GRAPH_SHA256, INPUT_NAMES, OUTPUT_NAME, Artefact, InputKind, Precision
 from indistill.export.graph import FEATURES, SHORTEST, append_norm, prepend_preprocessing
@@ -27,6 +26,7 @@ from indistill.export.processor import PROCESSOR_FILE, format_processor
 from indistill.export.quantise import METHODS, convert_to_fp16, convert_to_int8
 from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.export.verify import Agreement, Quality, find_failures, measure_agreement, require_agreement
+from indistill.files.durable import move_into_place, sync_file
 from indistill.models.loading import Network
 from indistill.preprocess import PixelArray, Preprocessing
 from indistill.stages.graph import Embedder, end_at_embedding, freeze

@@ -24,12 +24,12 @@ from typing import Any, Literal
 import yaml
 
 from indistill import run_documents
-from indistill.documents import read_json, read_yaml
-from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import ExistsError, InputError, ModelError, describe_os_error
-from indistill.formats import CLOSENESS, RUN, require_format
-from indistill.hashing import hash_file
-from indistill.locking import LOCK
+from indistill.files.documents import read_json, read_yaml
+from indistill.files.durable import move_into_place, name_aside, write_aside
+from indistill.files.formats import CLOSENESS, RUN, require_format
+from indistill.files.hashing import hash_file
+from indistill.files.locking import LOCK
 from indistill.preprocess import Preprocessing
 from indistill.run_documents import CONFIG, ENVIRONMENT, RECORD, check_document
 

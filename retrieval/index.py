@@ -1,19 +1,18 @@
 """An index opened for reading: FAISS index, catalogue, stored embeddings and model."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 
-from indistill.bounded import require_regular
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.hashing import hash_file
-from indistill.images import ImageSource
+from indistill.files.bounded import require_regular
+from indistill.files.hashing import hash_file
 from indistill.retrieval.index_types.types import can_filter, read_faiss, search_faiss, set_parameters
+from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
 from indistill.retrieval.store.catalogue import Catalogue, CatalogueItem
 from indistill.retrieval.store.generations import (
@@ -33,38 +32,6 @@ if TYPE_CHECKING:
     from indistill.retrieval.where import Where
 
 EXACT_SHARE = 20  # a twentieth of the images or fewer are scored one by one, instead of searched with a filter
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image found: its rank from 1, its id, its path relative to the gallery's root, its label, and the cosine."""
-
-    rank: int
-    id: int
-    path: str
-    label: str | None
-    score: float
-
-
-def make_hits(
-    scores: Embeddings, ids: Ids, items: Mapping[int, CatalogueItem], threshold: float | None
-) -> list[list[Hit]]:
-    """Returns the hits of each query that reach a threshold.
-
-    Args:
-        scores: (Q, k), falling.
-        ids: (Q, k), -1 for none.
-        items: by id, all of `ids`.
-        threshold: the least score; None for any.
-    """
-    return [
-        [
-            Hit(rank, i, items[i].path, items[i].label, score)
-            for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
-            if i != NOTHING and (threshold is None or score >= threshold)
-        ]
-        for row_ids, row_scores in zip(ids, scores, strict=True)
-    ]
 
 
 def open_model(folder: Path, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
@@ -105,7 +72,7 @@ def is_few(count: int, manifest: Manifest) -> bool:
     return count <= manifest.items // EXACT_SHARE or not can_filter(manifest.factory)
 
 
-class Index:
+class Index(SearchIndex):
     """An index opened for reading; later changes of the folder do not reach it. Use it as a context, or close it.
 
     Args:
@@ -125,7 +92,7 @@ class Index:
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder, self._threads = folder, threads
-        self._session: EmbeddingSession | None = None
+        self.name, self.work = str(folder), folder
         self.manifest = read_generation(folder, self._open)
         self.root = Path(self.manifest.root)
 
@@ -148,25 +115,9 @@ class Index:
         self.catalogue = Catalogue(generation / CATALOGUE)
         return manifest
 
-    def __enter__(self) -> "Index":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Closes the files."""
         self.catalogue.close()
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return str(self.folder)
-
-    @property
-    def work(self) -> Path:
-        """The folder for what a change leaves when it is cut off."""
-        return self.folder
 
     def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
         """Returns the model of the folder; see `open_model`."""
@@ -176,53 +127,6 @@ class Index:
     def open(cls, folder: Path | str, threads: int = 1) -> "Index":
         """Returns the index of a folder: `Index.open("gallery.index").search(["query.jpg"], k=5)`."""
         return cls(Path(folder), threads)
-
-    def search(
-        self,
-        queries: Embeddings | Sequence[ImageSource],
-        k: int,
-        *,
-        where: "Where | None" = None,
-        threshold: float | None = None,
-        rerank: int = 0,
-    ) -> list[list[Hit]]:
-        """Returns the k nearest images of each query, or all where there are fewer.
-
-        Equal scores come in the order of their ids.
-
-        Args:
-            queries: unit vectors (Q, D), or images as paths, encoded bytes or PIL images.
-            k: hits for each query.
-            where: the images to search among, of which the k nearest come.
-            threshold: the cosine that a hit has at least.
-            rerank: how many of an approximate index's hits are scored again by their stored vectors; at least k.
-
-        Raises:
-            DataError: an image cannot be read.
-            IndexFolderError: the index is damaged.
-        """
-        vectors = queries if isinstance(queries, np.ndarray) else self.embed(queries)
-        among = None if where is None else self.find_ids(where)
-        if rerank:
-            _, candidates = self.search_vectors(vectors, max(k, rerank), among)
-            vectors = np.asarray(vectors, dtype=np.float32)
-            scores, ids = score_candidates(vectors, candidates, k, self._segments.find)
-        else:
-            scores, ids = self.search_vectors(vectors, k, among)
-        found = set(ids.ravel().tolist()) - {NOTHING}
-        items = self.find_items(sorted(found))
-        if len(items) < len(found):
-            missing = min(found - set(items))
-            raise IndexFolderError(f"the index {self.folder} is damaged: id {missing} is not in its catalogue")
-        return make_hits(scores, ids, items, threshold)
-
-    def embed(self, images: Sequence[ImageSource]) -> Embeddings:
-        """Returns the vectors (N, D) of images, by the index's model, which is opened once."""
-        if self._session is None:
-            self._session = open_model(self.folder)
-        if self._session.sha256 != self.manifest.model_sha256:
-            raise IndexFolderError(f"the index {self.folder} was built anew with another model; open it again")
-        return self._session.embed_images(images)
 
     def search_vectors(
         self, queries: Embeddings, k: int, among: Ids | None = None, *, exact: bool | None = None

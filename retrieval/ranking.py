@@ -1,14 +1,48 @@
-"""Scores of candidates by their stored vectors, and the order of hits. Needs no torch."""
+"""Scores of candidates by their stored vectors, the order of hits, and hits. Needs no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from indistill.export.session import Embeddings
+from indistill.retrieval.store.catalogue import CatalogueItem
 from indistill.retrieval.store.segments import Ids
 
 NOTHING = -1  # the id where there is no hit
 BLOCK = 65_536  # vectors in memory at once
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image found: its rank from 1, its id, its path relative to the gallery's root, its label, and the cosine."""
+
+    rank: int
+    id: int
+    path: str
+    label: str | None
+    score: float
+
+
+def make_hits(
+    scores: Embeddings, ids: Ids, items: Mapping[int, CatalogueItem], threshold: float | None
+) -> list[list[Hit]]:
+    """Returns the hits of each query that reach a threshold.
+
+    Args:
+        scores: (Q, k), falling.
+        ids: (Q, k), -1 for none.
+        items: by id, all of `ids`.
+        threshold: the least score; None for any.
+    """
+    return [
+        [
+            Hit(rank, i, items[i].path, items[i].label, score)
+            for rank, (i, score) in enumerate(zip(row_ids.tolist(), row_scores.tolist(), strict=True), start=1)
+            if i != NOTHING and (threshold is None or score >= threshold)
+        ]
+        for row_ids, row_scores in zip(ids, scores, strict=True)
+    ]
 
 
 def score_candidates(

@@ -13,12 +13,12 @@ from PIL import Image
 
 from indistill.errors import DataError, IndexFolderError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.images import ImageSource, read_pixels
 from indistill.preprocess import PixelArray
-from indistill.retrieval.index import Hit
 from indistill.retrieval.opening import Location, open_index, open_model
 from indistill.retrieval.protocol import SearchIndex
+from indistill.retrieval.ranking import Hit
 
 if TYPE_CHECKING:
     from indistill.retrieval.where import Where

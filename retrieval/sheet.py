@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from indistill.errors import DataError
 from indistill.images import ImageSource, decode_image
-from indistill.retrieval.index import Hit
+from indistill.retrieval.ranking import Hit
 from indistill.retrieval.search import Asked, Query, describe_query
 
 THUMBNAIL = 128

@@ -30,15 +30,15 @@ LAYERS = (  # of indistill/, the folders from the lowest up; none imports one th
     "runs",
 )
 TORCH_FREE = {
-    "indistill.arrays",
-    "indistill.bounded",
-    "indistill.documents",
-    "indistill.durable",
+    "indistill.files.arrays",
+    "indistill.files.bounded",
+    "indistill.files.documents",
+    "indistill.files.durable",
     "indistill.errors",
-    "indistill.formats",
-    "indistill.hashing",
+    "indistill.files.formats",
+    "indistill.files.hashing",
     "indistill.images",
-    "indistill.locking",
+    "indistill.files.locking",
     "indistill.preprocess",
     "indistill.progress",
     "indistill.signals",
@@ -123,12 +123,14 @@ def test_imports_go_in_one_direction() -> None:
 
 
 def find_layer(module: str) -> int:
-    """Returns where a module of indistill/ stands among the layers; -1 beside the folders, below them all."""
+    """Returns where a module stands among the layers; -1, below them all, in files/ and beside the folders."""
     folder = module.split(".")[1]
-    return LAYERS.index(folder) if (ROOT / "indistill" / folder).is_dir() else -1
+    return LAYERS.index(folder) if folder in LAYERS else -1
 
 
 def test_no_folder_imports_one_above_it() -> None:
+    folders = {path.parent.name for path in (ROOT / "indistill").glob("*/__init__.py")}
+    assert folders - {"files", *TOP} == set(LAYERS)
     wrong = [
         f"{module} imports {imported}"
         for module, path in list_modules().items()
@@ -170,6 +172,7 @@ def test_the_versions_agree() -> None:
     assert f"## [{indistill.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_imports_elsewhere(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, ROOT],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from indistill.cli.doctor.findings import LONGEST, Finding
 from indistill.errors import IndistillError, InputError, escape_text
-from indistill.formats import (
+from indistill.files.formats import (
     ARTEFACT,
     BENCH_REPORT,
     CHUNKS,
@@ -121,7 +121,7 @@ def _describe_run(path: Path) -> Description:
 
 
 def _check_checkpoints(folder: Path) -> list[str]:
-    from indistill.hashing import hash_file
+    from indistill.files.hashing import hash_file
 
     def is_whole(file: Path) -> bool:
         digits = file.stem.partition("-")[2]
@@ -132,8 +132,8 @@ def _check_checkpoints(folder: Path) -> list[str]:
 
 def _check_chunks(manifests: list[Path]) -> list[str]:
     from indistill.errors import IndexFolderError
-    from indistill.formats import require_format
-    from indistill.hashing import hash_file
+    from indistill.files.formats import require_format
+    from indistill.files.hashing import hash_file
 
     wrong = []
     for path in manifests:

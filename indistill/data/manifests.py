@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from indistill.data.sets import FolderSet, locate_files, number_labels, place_files
-from indistill.documents import read_json
 from indistill.errors import DataError
+from indistill.files.documents import read_json
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl")

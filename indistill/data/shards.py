@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from indistill.bounded import require_regular
 from indistill.data.sets import StoredImage, number_labels
-from indistill.documents import read_json
 from indistill.errors import DataError
+from indistill.files.bounded import require_regular
+from indistill.files.documents import read_json
 from indistill.images import MAX_FILE_BYTES, SUFFIXES, decode_image
 
 LABELS = ("cls", "json", "txt")  # the first one that is there is taken

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from indistill.arrays import map_array
 from indistill.data.batches import Batches
 from indistill.distillation.terms import Term
-from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
-from indistill.formats import TEACHER_CACHE
+from indistill.files.arrays import map_array
+from indistill.files.durable import move_into_place, name_aside, write_aside
+from indistill.files.formats import TEACHER_CACHE
 from indistill.progress import show_progress
 from indistill.stages.graph import freeze
 from indistill.stages.taps import Taps

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from indistill.errors import ModelError
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.models.paper import PAPER_STAGES
 from indistill.models.resizing import Narrowing, resize
 from indistill.models.specs import Argument, build_network, make_absolute, parse_model_spec, strip_weights

@@ -23,8 +23,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from indistill.documents import read_yaml
 from indistill.errors import ModelError, describe_error, suggest_nearest
+from indistill.files.documents import read_yaml
 from indistill.models.files import import_file, search_beside
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from indistill.archives import load_archive
-from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError, ModelError, describe_error
+from indistill.files.archives import load_archive
+from indistill.files.durable import move_into_place, name_aside, write_aside
 from indistill.models.files import check_weights_file
 
 MISMATCHES_SHOWN = 3

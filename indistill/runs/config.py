@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from indistill.curriculum.phases import Kind
 from indistill.curriculum.schedule import Optimisation, Restart, Schedule
-from indistill.documents import DocumentLoader, read_yaml
 from indistill.errors import ConfigError, escape_text, suggest_nearest
+from indistill.files.documents import DocumentLoader, read_yaml
 from indistill.losses.options import TEMPERATURES, LossName, LossOptions, SupervisedName
 from indistill.preprocess import Preprocessing
 from indistill.pruning.criteria import Criterion

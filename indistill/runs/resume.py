@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from indistill.documents import read_json, read_yaml
 from indistill.errors import InputError, describe_os_error
-from indistill.locking import hold_lock
+from indistill.files.documents import read_json, read_yaml
+from indistill.files.locking import hold_lock
 from indistill.parallel.processes import is_first
 from indistill.run_documents import CONFIG, ENVIRONMENT, check_document
 from indistill.run_folder import (

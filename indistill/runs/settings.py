@@ -8,7 +8,7 @@ import torch
 
 from indistill import __version__
 from indistill.curriculum.phases import Phase
-from indistill.formats import RUN
+from indistill.files.formats import RUN
 from indistill.models.loading import Network
 from indistill.parallel.processes import count_processes
 from indistill.run_folder import Command

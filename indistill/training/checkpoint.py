@@ -13,11 +13,11 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from indistill.archives import load_archive
-from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import InputError
-from indistill.formats import CHECKPOINT, require_format
-from indistill.hashing import hash_file
+from indistill.files.archives import load_archive
+from indistill.files.durable import move_into_place, name_aside, write_aside
+from indistill.files.formats import CHECKPOINT, require_format
+from indistill.files.hashing import hash_file
 from indistill.talk import say
 
 KEPT = 2

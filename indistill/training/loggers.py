@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from indistill.documents import read_json
 from indistill.errors import InputError, suggest_nearest
+from indistill.files.documents import read_json
 from indistill.talk import say
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indistill.data.sets import ImageSet
-from indistill.durable import name_aside
 from indistill.errors import DataError, ExistsError, IndexFolderError, InputError, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
+from indistill.files.durable import name_aside
+from indistill.files.locking import LOCK, hold_lock
 from indistill.images import SkippedImage
-from indistill.locking import LOCK, hold_lock
 from indistill.retrieval.cluster.chunks import Chunk, count_embedded, gather_chunks, plan_chunks, require_own_chunks
 from indistill.retrieval.cluster.embedding import Work, embed_chunks
 from indistill.retrieval.cluster.runtime import count_cpus, fetch, require_ray, start_ray
@@ -144,7 +144,7 @@ def _open_embeddings(out: Path, kept: Path | None) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the embeddings {folder} cannot be written: {describe_os_error(error)}") from error
-    with nullcontext() if kept is None else hold_lock(folder, "folder of embeddings"):
+    with nullcontext() if kept is None else hold_lock(folder, "folder of embeddings", IndexFolderError):
         try:
             yield folder
         finally:

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from indistill.bounded import read_bounded, require_regular
 from indistill.data.huggingface import SavedSet
 from indistill.data.sets import ArraySet, FolderSet, ImageSet, SampledSet
 from indistill.data.shards import ShardSet
 from indistill.data.urls import UrlSet
-from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings
-from indistill.formats import CHUNKS, require_format
+from indistill.files.bounded import read_bounded, require_regular
+from indistill.files.durable import move_into_place, name_aside, write_aside
+from indistill.files.formats import CHUNKS, require_format
 from indistill.images import SkippedImage
 from indistill.retrieval.embed import EmbeddedImages, ImageFile
 from indistill.retrieval.store.build import list_labels

@@ -10,10 +10,10 @@ import numpy as np
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.images import ImageSource
 from indistill.retrieval.cluster.shards import Answer, open_shards
-from indistill.retrieval.index import Hit, Index, is_few, make_hits, open_model
-from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
+from indistill.retrieval.index import Index, is_few, open_model
+from indistill.retrieval.protocol import SearchIndex
+from indistill.retrieval.ranking import sort_hits
 from indistill.retrieval.store.catalogue import CatalogueItem
 from indistill.retrieval.store.generations import Manifest
 from indistill.retrieval.store.segments import Ids
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from indistill.retrieval.where import Where
 
 
-class ShardedIndex:
+class ShardedIndex(SearchIndex):
     """A folder of shards opened for reading; answers as the one index of all its images would.
 
     Args:
@@ -42,7 +42,7 @@ class ShardedIndex:
 
     def __init__(self, folder: Path, shards: Sequence[Path], threads: int = 1) -> None:
         self.folder, self._folders = folder, shards
-        self._session: EmbeddingSession | None = None
+        self.name, self.work = str(folder), folder
         self._shards = open_shards(shards, threads)
         try:
             self.manifest = add_up_manifests(folder, self._ask(_get_manifest))
@@ -51,59 +51,13 @@ class ShardedIndex:
             raise
         self.root = Path(self.manifest.root)
 
-    def __enter__(self) -> "ShardedIndex":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Closes the files, or ends the actors."""
         self._shards.close()
 
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return str(self.folder)
-
-    @property
-    def work(self) -> Path:
-        """The folder."""
-        return self.folder
-
     def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
         """Returns the model, of which each shard has a copy; see `open_model`."""
         return open_model(self._folders[0], model, threads)
-
-    def search(
-        self,
-        queries: Embeddings | Sequence[ImageSource],
-        k: int,
-        *,
-        where: "Where | None" = None,
-        threshold: float | None = None,
-        rerank: int = 0,
-    ) -> list[list[Hit]]:
-        """Returns the k nearest images of each query; see `Index.search`."""
-        vectors = queries if isinstance(queries, np.ndarray) else self.embed(queries)
-        select = None if where is None else partial(Index.find_ids, where=where)
-        if rerank:
-            _, candidates = self._search(vectors, max(k, rerank), select)
-            scores, ids = score_candidates(np.asarray(vectors, dtype=np.float32), candidates, k, self.find_vectors)
-        else:
-            scores, ids = self._search(vectors, k, select)
-        found = set(ids.ravel().tolist()) - {NOTHING}
-        items = self.find_items(sorted(found))
-        if len(items) < len(found):
-            missing = min(found - set(items))
-            raise IndexFolderError(f"the index {self.folder} is damaged: id {missing} is not in its catalogues")
-        return make_hits(scores, ids, items, threshold)
-
-    def embed(self, images: Sequence[ImageSource]) -> Embeddings:
-        """Returns the vectors (N, D) of images, by the index's model, which is opened once."""
-        if self._session is None:
-            self._session = open_model(self._folders[0])
-        return self._session.embed_images(images)
 
     def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]:
         """Returns the scores (Q, k) and the ids (Q, k) of the nearest images; see `Index.search_vectors`."""
@@ -159,6 +113,9 @@ class ShardedIndex:
         labels = [label for part in parts for label in part[2]]
         order = np.argsort(ids)
         return ids[order], vectors[order], [labels[i] for i in order.tolist()]
+
+    def _search_where(self, vectors: Embeddings, k: int, where: "Where | None") -> tuple[Embeddings, Ids]:
+        return self._search(vectors, k, None if where is None else partial(Index.find_ids, where=where))
 
     def _search(self, queries: Embeddings, k: int, select: Callable[[Index], Ids] | None) -> tuple[Embeddings, Ids]:
         """Each shard selects the images to search among; how they are scored depends on their number in all shards."""

@@ -18,10 +18,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from indistill.bounded import read_bounded
-from indistill.durable import move_into_place, name_aside, write_aside
 from indistill.errors import IndexFolderError
-from indistill.formats import BUILD_AGAIN, SHARDS_FOLDER, require_format
+from indistill.files.bounded import read_bounded
+from indistill.files.durable import move_into_place, name_aside, write_aside
+from indistill.files.formats import BUILD_AGAIN, SHARDS_FOLDER, require_format
 from indistill.retrieval.cluster.runtime import fetch, list_places, require_ray, start_ray
 from indistill.retrieval.index import Index
 from indistill.retrieval.store.generations import SHARDS

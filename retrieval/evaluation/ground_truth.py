@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from indistill.documents import read_json
 from indistill.errors import DataError, describe_os_error, suggest_nearest
+from indistill.files.documents import read_json
 from indistill.retrieval.evaluation.metrics import Figures
 from indistill.retrieval.evaluation.ranks import Ranks
 

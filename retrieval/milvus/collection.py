@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings
-from indistill.formats import COLLECTION, require_format
+from indistill.files.formats import COLLECTION, require_format
 from indistill.retrieval.milvus.client import TOKEN_VARIABLE, Connection, Row
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.store.catalogue import CatalogueItem

@@ -1,4 +1,4 @@
-"""An index in a collection of Milvus, opened for reading: the methods of `retrieval.index.Index`."""
+"""An index in a collection of Milvus, opened for reading."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,6 @@ import numpy as np
 
 from indistill.errors import IndexFolderError, InputError
 from indistill.export.session import Embeddings, EmbeddingSession
-from indistill.images import ImageSource
-from indistill.retrieval.index import Hit, make_hits
 from indistill.retrieval.milvus.client import Row, require_file
 from indistill.retrieval.milvus.collection import (
     ITEM_FIELDS,
@@ -26,6 +24,7 @@ from indistill.retrieval.milvus.collection import (
 from indistill.retrieval.milvus.filters import quote_text, quote_texts, translate_condition
 from indistill.retrieval.milvus.location import MilvusLocation
 from indistill.retrieval.milvus.model import open_collection_model
+from indistill.retrieval.protocol import SearchIndex
 from indistill.retrieval.ranking import NOTHING, score_candidates, sort_hits
 from indistill.retrieval.store.catalogue import LARGEST_ID, SCHEMA, CatalogueItem, is_text
 from indistill.retrieval.store.generations import Manifest
@@ -44,7 +43,7 @@ ALL_LISTS = 65_536  # the largest nprobe of Milvus
 ROUNDING = 1e-6  # of float32 inner products of unit vectors
 
 
-class MilvusIndex:
+class MilvusIndex(SearchIndex):
     """An index in a collection; a search sees all changes that were acknowledged before it. Close it.
 
     Args:
@@ -61,83 +60,26 @@ class MilvusIndex:
         InputError: a package is missing.
     """
 
+    _shared = True
+
     def __init__(self, location: MilvusLocation) -> None:
         self.location, self.connection = location, connect(location)
         require_file(location)
-        self._session: EmbeddingSession | None = None
+        self.name, self.work = str(location), location.work
         try:
-            self.state = self._read_state()
+            self.refresh()
             self.connection.call("load_collection")
-            self.manifest = describe_collection(self.state, count_rows(self.connection))
         except BaseException:
             self.connection.close()
             raise
-
-    def __enter__(self) -> "MilvusIndex":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the connection."""
         self.connection.close()
 
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        return str(self.location)
-
-    @property
-    def root(self) -> Path:
-        """The gallery's folder."""
-        return Path(self.state.root)
-
-    @property
-    def work(self) -> Path:
-        """The folder for what a change leaves when it is cut off."""
-        return self.location.work
-
     def open_model(self, model: Path | None = None, threads: int = 0) -> EmbeddingSession:
         """Returns the model; see `open_collection_model`."""
         return open_collection_model(self.location, self.state, model, threads)
-
-    def search(
-        self,
-        queries: Embeddings | Sequence[ImageSource],
-        k: int,
-        *,
-        where: "Where | None" = None,
-        threshold: float | None = None,
-        rerank: int = 0,
-    ) -> list[list[Hit]]:
-        """Returns the k nearest images of each query, or all where there are fewer; see `Index.search`.
-
-        Raises:
-            DataError: an image cannot be read.
-            IndexFolderError: Milvus cannot be reached.
-            InputError: k is more than Milvus gives.
-        """
-        vectors = queries if isinstance(queries, np.ndarray) else self.embed(queries)
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        condition = "" if where is None else translate_condition(where.condition)
-        if condition is None and where is not None:
-            scores, ids = self.search_vectors(vectors, max(k, rerank), self.find_ids(where))
-        else:
-            scores, ids = self._search_some(vectors, max(k, rerank), condition or "")
-        if rerank:
-            scores, ids = score_candidates(vectors, ids, k, self.find_vectors)
-        items = self.find_items(sorted(set(ids.ravel().tolist()) - {NOTHING}))
-        gone = ~np.isin(ids, [*items, NOTHING])  # another client has removed them just now
-        if gone.any():
-            scores, ids = sort_hits(np.where(gone, -np.inf, scores), np.where(gone, NOTHING, ids), k)
-        return make_hits(scores, ids, items, threshold)
-
-    def embed(self, images: Sequence[ImageSource]) -> Embeddings:
-        """Returns the vectors (N, D) of images, by the collection's model, which is opened once."""
-        if self._session is None:
-            self._session = self.open_model()
-        return self._session.embed_images(images)
 
     def search_vectors(self, queries: Embeddings, k: int, among: Ids | None = None) -> tuple[Embeddings, Ids]:
         """Returns the scores (Q, k) and the ids (Q, k) of the nearest images; see `Index.search_vectors`."""
@@ -226,7 +168,14 @@ class MilvusIndex:
     def refresh(self) -> None:
         """Reads what is known of the collection anew, after a change."""
         self.state = self._read_state()
+        self.root = Path(self.state.root)
         self.manifest = describe_collection(self.state, count_rows(self.connection))
+
+    def _search_where(self, vectors: Embeddings, k: int, where: "Where | None") -> tuple[Embeddings, Ids]:
+        condition = "" if where is None else translate_condition(where.condition)
+        if condition is None:
+            return super()._search_where(vectors, k, where)
+        return self._search_some(vectors, k, condition)
 
     def _read_state(self) -> CollectionState:
         state = read_collection_state(self.connection)

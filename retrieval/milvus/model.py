@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from indistill.durable import move_into_place, name_aside
 from indistill.errors import IndexFolderError, InputError, describe_os_error
 from indistill.export.session import EmbeddingSession
-from indistill.hashing import hash_file
+from indistill.files.durable import move_into_place, name_aside
+from indistill.files.hashing import hash_file
 from indistill.retrieval.milvus.collection import CollectionState
 from indistill.retrieval.milvus.location import CACHE, MilvusLocation
 

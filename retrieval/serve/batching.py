@@ -10,7 +10,7 @@ import numpy as np
 
 from indistill.export.session import Embeddings
 from indistill.preprocess import PixelArray
-from indistill.retrieval.index import Hit
+from indistill.retrieval.ranking import Hit
 from indistill.retrieval.serve.opened import Opened
 from indistill.retrieval.where import Where
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from indistill.errors import DataError
 from indistill.images import count_pixels, read_pixels
 from indistill.preprocess import PixelArray
-from indistill.retrieval.index import Hit
 from indistill.retrieval.opening import Location
+from indistill.retrieval.ranking import Hit
 from indistill.retrieval.serve.batching import Batcher, Query
 from indistill.retrieval.serve.limits import Room
 from indistill.retrieval.serve.metrics import Metrics

@@ -11,11 +11,11 @@ import numpy as np
 
 from indistill import __version__
 from indistill.data.sets import ImageSet
-from indistill.durable import name_aside
 from indistill.errors import DataError, ExistsError, InputError, describe_error, describe_os_error
 from indistill.export.session import Embeddings, EmbeddingSession
+from indistill.files.durable import name_aside
+from indistill.files.locking import LOCK
 from indistill.images import SkippedImage
-from indistill.locking import LOCK
 from indistill.retrieval.embed import EmbeddedImages, ImageFile, embed_files
 from indistill.retrieval.index_types.types import EXACT, make_faiss
 from indistill.retrieval.store.catalogue import NewItem, edit_catalogue

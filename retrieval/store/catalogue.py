@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from indistill.bounded import require_regular
 from indistill.errors import IndexFolderError, InputError, describe_os_error, escape_text
+from indistill.files.bounded import require_regular
 
 SCHEMA = """
 CREATE TABLE items (

@@ -9,8 +9,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from indistill.bounded import read_bounded, require_regular
-from indistill.hashing import hash_file
+from indistill.files.bounded import read_bounded, require_regular
+from indistill.files.hashing import hash_file
 
 NOTES = Path("~/.cache/indistill/checked")
 NOTED_BYTES = 16 * 2**20  # smaller files are hashed each time, in some hundredths of a second

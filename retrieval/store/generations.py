@@ -28,14 +28,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
-from indistill.bounded import read_bounded, require_regular
-from indistill.durable import move_into_place, name_aside, sync_file, write_aside
 from indistill.errors import IndexFolderError, IndistillError, InputError, describe_os_error
 from indistill.export.artefact import MAX_DIMENSION
-from indistill.formats import BUILD_AGAIN, INDEX, require_format
-from indistill.hashing import hash_file
+from indistill.files.bounded import read_bounded, require_regular
+from indistill.files.durable import move_into_place, name_aside, sync_file, write_aside
+from indistill.files.formats import BUILD_AGAIN, INDEX, require_format
+from indistill.files.hashing import hash_file
+from indistill.files.locking import hold_lock
 from indistill.images import SkippedImage
-from indistill.locking import hold_lock
 from indistill.retrieval.store.catalogue import is_text
 from indistill.retrieval.store.checked import hash_once, note_hash
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from indistill.bounded import require_regular
 from indistill.export.session import Embeddings
+from indistill.files.bounded import require_regular
 
 MAX_HEADER = 128
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indistill.arrays import map_array
 from indistill.errors import IndexFolderError
 from indistill.export.session import Embeddings
+from indistill.files.arrays import map_array
 
 Ids = NDArray[np.int64]
 

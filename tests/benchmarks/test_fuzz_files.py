@@ -13,7 +13,7 @@ ATTEMPTS = {
     "images": 2,
     "index": 12,
     "model": 12,
-    "model_folder": 12,
+    "model_folder": 30,  # of which hardly any opens
     "weights": 25,
     "shards": 25,
     "tables": 12,

@@ -222,6 +222,7 @@ def test_a_truncated_export_is_refused(places: Places, refuse: Refuse) -> None:
     refuse(BUILD.replace("{model}", "{here}/half.onnx"), "{here}/half.onnx is not an ONNX file that can be run")
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_fetched_may_be_brought_as_a_file(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:

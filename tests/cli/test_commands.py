@@ -169,6 +169,7 @@ def test_epochs_scale_the_whole_schedule_and_the_schedule_is_what_is_trained(pla
     assert trained == [(phase["name"], phase["lr"]) for phase in schedule for _ in range(phase["epochs"])]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_student_byte_for_byte_and_another_one_does_not(places: Places) -> None:
     def distil(name: str, seed: int, run: Callable[..., Result]) -> bytes:
         result = run(*fill(COMPRESS_RUN, places), "--seed", seed, "--out", places["here"] / name)

@@ -168,6 +168,7 @@ def test_mixed_precision_trains_nearly_as_float32_does(places: Places, precision
     assert {tensor.dtype for tensor in weights.values()} <= {torch.float32, torch.int64}
 
 
+@pytest.mark.slow
 def test_a_compiler_that_is_missing_is_one_line(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(places["none"]))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(places["here"] / "cache"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from indistill import formats
 from indistill.cli.doctor import machine, packages
 from indistill.cli.doctor.findings import Finding, look
 from indistill.cli.doctor.packages import Requirement, list_requirements
+from indistill.files import formats
 from tests.cli.calls import run_cli, run_process, succeed
 from tests.cli.test_formats import CHANGE, copy_fixture
 from tests.fixtures.make import FOLDER, MADE, find
@@ -30,6 +30,7 @@ def inspect(*options: str) -> dict[str, dict[str, str]]:
     return {finding["name"]: finding for finding in json.loads(result.out)}
 
 
+@pytest.mark.slow
 def test_all_is_well_here_and_the_whole_way_works() -> None:
     """Loads what is compiled, and embeds, indexes and searches."""
     result = succeed("doctor", "--test")

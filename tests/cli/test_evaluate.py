@@ -239,7 +239,8 @@ def test_the_page_holds_tables_and_pictures_of_the_best_and_the_worst_queries(pl
     assert "no image</div>" not in page
     for text in ("Best queries", "Worst queries", "By class", "As deployed", "map_paper11", "search recall@10"):
         assert text in page
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
 
 
 @pytest.mark.parametrize(

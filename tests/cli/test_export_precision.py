@@ -180,6 +180,7 @@ def test_an_image_that_is_skipped_twice_is_named_once(workspace: dict[str, Path]
     assert "128 readable images at least, not 75" in result.err  # both were read
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_which_files_were_written(workspace: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["export", workspace["run"], "--onnx", "--out", tmp_path / "q.onnx", "--data", "digits/train"]
     interrupt = f"{STOP}import indistill.export.onnx as onnx; write = onnx.Exporter.write\n"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from indistill.hashing import hash_file
-from indistill.locking import LOCK, hold_lock
+from indistill.files.hashing import hash_file
+from indistill.files.locking import LOCK, hold_lock
 from tests.cli.calls import Result, assert_refused, fill, make_environment, run_cli, snapshot, succeed
 
 Places = dict[str, Path]
@@ -42,6 +42,7 @@ def assert_says_once(result: Result, fragment: str) -> None:
     assert result.code == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_room_is_not_complete_and_resumes_to_the_same_weights(places: Places) -> None:
     with limit_files(40_000):
         assert_says_once(run_cli(*fill(COMPRESS, places)), "cannot be written: File too large")

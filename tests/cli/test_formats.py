@@ -16,8 +16,8 @@ from onnx import helper
 from indistill import __version__, formats
 from indistill.errors import IndistillError, InputError
 from indistill.export.bench_report import read_report
-from indistill.formats import Format, require_format
-from indistill.hashing import hash_file
+from indistill.files.formats import Format, require_format
+from indistill.files.hashing import hash_file
 from indistill.models.loading import load_network
 from indistill.reports.comparison import group_runs
 from indistill.run_folder import read_run

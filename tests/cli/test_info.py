@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from indistill.export.artefact import GRAPH_SHA256
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.retrieval.store.generations import MANIFEST, MODEL
 from tests.cli.calls import succeed
 from tests.cli.files import write_note

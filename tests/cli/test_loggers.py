@@ -75,6 +75,7 @@ def test_both_trainings_over_an_auxiliary_are_logged(places: Places) -> None:
         assert read_tensorboard(run)[0]["loss"] == list_expected(run, "loss")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_each_epoch_once_in_tensorboard(places: Places) -> None:
     line = TRAIN.replace("--epochs 3", "--epochs 60") + " --logger tensorboard --checkpoint-every 0"
     cut_off(places["out"], line, places, 4)
@@ -117,6 +118,7 @@ def test_another_logger_is_refused(places: Places) -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_a_logger_no_package_of_one_is_imported(places: Places) -> None:
     code = (
         "import sys\nfrom indistill.cli.main import main\ntry:\n    main()\nexcept SystemExit as end:\n"
@@ -155,10 +157,10 @@ def test_a_logger_that_fails_is_left_out_and_the_others_go_on(capfd: pytest.Capt
     assert capfd.readouterr().err == "warning: --logger wandb is left out from here on: no server there\n"
 
 
-@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt, "KILLED"), (InputError, "FAILED")])
-def test_loggers_end_with_how_the_training_ended(error: type[BaseException], outcome: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt(), "KILLED"), (InputError("no room"), "FAILED")])
+def test_loggers_end_with_how_the_training_ended(error: BaseException, outcome: str, tmp_path: Path) -> None:
     logger = FailingLogger(0)
-    with pytest.raises(error), open_loggers((), tmp_path, {}) as loggers:  # noqa: PT012
+    with pytest.raises(type(error)), open_loggers((), tmp_path, {}) as loggers:  # noqa: PT012
         loggers.add("mlflow", logger)
         raise error
     assert logger.outcomes == [outcome]

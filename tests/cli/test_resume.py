@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from tests.cli.calls import MAIN, STOP, assert_refused, fill, run_cli, run_process, snapshot, succeed
 
 Refuse = Callable[..., None]
@@ -84,6 +84,7 @@ def test_a_start_that_was_cut_off_is_no_obstacle(places: Places) -> None:
     assert not (places["out"] / "config.yaml.partial").exists()
 
 
+@pytest.mark.slow
 def test_an_auxiliary_is_trained_first_and_both_trainings_are_one_run(places: Places) -> None:
     out = places["out"]
     first = succeed(*fill(CHAIN, places))
@@ -186,6 +187,7 @@ def test_every_kind_of_curriculum_is_trained_as_printed(places: Places, kind: st
     assert all(phase in result.err for phase in phases)
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_a_run_begins_says_that_nothing_was_written(places: Places) -> None:
     code = f"{STOP}import indistill.training.devices as place\nplace.start_processes = stop\n{MAIN}"
     for line in (TRAIN, COMPRESS):
@@ -194,6 +196,7 @@ def test_ctrl_c_before_a_run_begins_says_that_nothing_was_written(places: Places
     assert not places["out"].exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_training_says_from_where_resume_goes_on_and_it_does(places: Places) -> None:
     code = f"{STOP}from indistill.training.monitor import TrainingMonitor as monitor\n"
     line = COMPRESS + " --out {out} --checkpoint-every 0"
@@ -210,6 +213,7 @@ def test_ctrl_c_in_a_training_says_from_where_resume_goes_on_and_it_does(places:
     assert hash_file(places["out"] / "student.safetensors") == hash_file(places["run"] / "student.safetensors")
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_student_is_measured_says_that_the_run_is_complete(places: Places) -> None:
     code = f"{STOP}import indistill.cli.closeness as closeness\ncloseness.report_run = stop\n{MAIN}"
     cut = run_process(*fill(COMPRESS + " --out {out}", places), code=code)

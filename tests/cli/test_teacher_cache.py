@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from tests.cli.calls import fill, succeed
 from tests.cli.test_loggers import cut_off
 
@@ -22,6 +22,7 @@ def read_losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_a_teacher_run_batch_by_batch_and_resumes_exactly(places: Places) -> None:
     runs = {name: places["here"] / name for name in ("stored", "ahead", "never", "broken")}
     succeed(*fill(LINE + str(runs["stored"]), places))

@@ -9,7 +9,7 @@ import yaml
 
 from indistill.data.pixels import load_pixels
 from indistill.data.specs import open_images
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.models.embedding import embed_pixels
 from indistill.models.loading import load_network
 from indistill.retrieval.evaluation.evaluate import measure_map_at_r

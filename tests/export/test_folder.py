@@ -44,7 +44,7 @@ def test_a_folder_holds_the_files_unchanged_under_the_names_that_loaders_look_fo
     written = (exports["tensor"].parent / "preprocessor_config.json").read_bytes()
     assert (packed / "preprocessor_config.json").read_bytes() == written
     config = json.loads((packed / "config.json").read_text())
-    assert config == {"model_type": "indistill", "hidden_size": 64, "image_size": 32}
+    assert config == {"model_type": "indistill", "format": 1, "hidden_size": 64, "image_size": 32}
     assert packed.stat().st_mode & 0o777 == 0o755
 
 

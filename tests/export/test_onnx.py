@@ -159,6 +159,7 @@ def test_the_gate_looks_at_every_batch_size(session: EmbeddingSession, pixels: n
     assert seen == [1, 2, 3, 32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:resnet10t", "torchvision:mobilenet_v3_small"])
 def test_zoo_networks_are_exported(tmp_path: Path, spec: str, pixels: np.ndarray) -> None:
     torch.manual_seed(0)

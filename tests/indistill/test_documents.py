@@ -2,7 +2,7 @@
 
 import pytest
 
-from indistill.documents import read_json, read_yaml
+from indistill.files.documents import read_json, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from indistill.data.specs import open_images
 from indistill.errors import DataError, InputError, ModelError
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.images import FORMATS, decode_image, list_images
 from indistill.models.weights import read_weights
 from indistill.training.checkpoint import Checkpoints

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from indistill.errors import ExistsError, InputError
-from indistill.locking import hold_lock
+from indistill.files.locking import hold_lock
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:

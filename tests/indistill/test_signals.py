@@ -10,8 +10,9 @@ from indistill.signals import keep_handlers
 from tests.cli.calls import make_environment
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-CATCH = "from indistill import signals; signals.GRACE_S = 0.2; signals.catch_signals()\n"
+# SIGINT is ignored where the tests are a job in the background, and what is ignored stays so.
 DEFAULT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+CATCH = f"{DEFAULT}from indistill import signals; signals.GRACE_S = 0.2; signals.catch_signals()\n"
 # Sends a signal while Python, which has imported a module, is in the callback that forgets the module's lock.
 IMPORT = """
 import os, signal, sys, time

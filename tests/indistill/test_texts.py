@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indistill.cli.hits import emit_csv
-from indistill.documents import read_yaml
 from indistill.errors import ConfigError, InputError, escape_line, escape_text
+from indistill.files.documents import read_yaml
 from indistill.models.specs import parse_model_spec
 from indistill.retrieval.where import parse_where
 from indistill.runs.config import load_recipe, parse_overrides

@@ -270,6 +270,6 @@ def test_the_environment_tells_data_apart() -> None:
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
-    write_text(tmp_path / "new" / "a.jsonl", '{"epoch": 1}\n')
-    assert read_metrics(tmp_path / "new" / "a.jsonl") == [{"epoch": 1}]
+    write_text(tmp_path / "new" / "a.jsonl", '{"epoch": 1, "phase": "embedding", "loss": 0.5}\n')
+    assert read_metrics(tmp_path / "new" / "a.jsonl") == [{"epoch": 1, "phase": "embedding", "loss": 0.5}]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.jsonl"]

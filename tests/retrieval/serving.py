@@ -20,8 +20,8 @@ from indistill.export.onnx import export_onnx
 from indistill.export.session import EmbeddingSession
 from indistill.models.loading import load_network
 from indistill.preprocess import Preprocessing
-from indistill.retrieval.index import Hit
 from indistill.retrieval.opening import Location
+from indistill.retrieval.ranking import Hit
 from indistill.retrieval.serve.app import make_app
 from indistill.retrieval.serve.server import make_server, open_socket
 from indistill.retrieval.serve.settings import Settings

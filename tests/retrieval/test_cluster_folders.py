@@ -15,7 +15,7 @@ from indistill.data.specs import open_images
 from indistill.data.urls import UrlSet
 from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.locking import LOCK
+from indistill.files.locking import LOCK
 from indistill.retrieval.cluster import building
 from indistill.retrieval.cluster.building import Spread, build_on_cluster, check_output
 from indistill.retrieval.cluster.chunks import (

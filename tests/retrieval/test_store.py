@@ -17,7 +17,7 @@ import pytest
 from indistill.data.sets import open_folder
 from indistill.errors import ExistsError, IndexFolderError, InputError
 from indistill.export.session import EmbeddingSession
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.retrieval import index as index_module
 from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.store import generations as store

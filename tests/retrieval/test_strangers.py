@@ -15,7 +15,7 @@ from benchmarks.fuzz.targets.index import seal
 from indistill.data.sets import open_folder
 from indistill.errors import IndexFolderError, InputError, ModelError
 from indistill.export.session import EmbeddingSession
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.retrieval import index as index_module
 from indistill.retrieval.index import Index, open_model
 from indistill.retrieval.index_types.types import read_faiss

@@ -79,7 +79,7 @@ def test_files_that_are_whole_but_do_not_fit_are_found(index: Path) -> None:
     import sqlite3
     from contextlib import closing
 
-    from indistill.hashing import hash_file
+    from indistill.files.hashing import hash_file
 
     catalogue = find_file(index, "catalogue.sqlite")
     with closing(sqlite3.connect(catalogue)) as connection, connection:

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.fuzz.damage import ODD_NUMBERS, ODD_TEXTS, damage, damage_json, require_line
 from benchmarks.fuzz.originals import FACTORIES, provide
-from indistill.bounded import read_bounded
 from indistill.errors import InputError
+from indistill.files.bounded import read_bounded
 from indistill.retrieval.index import Index
 from indistill.retrieval.opening import count_outside, describe_index
 from indistill.retrieval.store.changes import remove_items

@@ -13,7 +13,7 @@ import torch
 from benchmarks.fuzz.damage import ODD_NUMBERS, damage, damage_json, make_odd, require_line
 from benchmarks.fuzz.originals import provide
 from indistill.errors import InputError
-from indistill.hashing import hash_file
+from indistill.files.hashing import hash_file
 from indistill.models.weights import read_weights
 from indistill.run_folder import CHECKPOINT_FOLDER
 from indistill.training.checkpoint import Checkpoints

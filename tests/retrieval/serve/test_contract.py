@@ -10,7 +10,12 @@ from schemathesis.config import SchemathesisConfig
 from tests.retrieval.serving import Server
 
 # A schema cannot say which texts are conditions, nor which bytes are images.
-CONFIG = {"checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", 304, 400, 404, 422]}}}
+CONFIG = {
+    "checks": {
+        "positive_data_acceptance": {"expected-statuses": ["2xx", 304, 400, 404, 422]},
+        "negative_data_rejection": {"expected-statuses": [400, 403, 404, 405, 406, 413, 415, 422]},
+    }
+}
 BRIEF = settings(
     max_examples=5,
     deadline=None,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indistill.bounded import require_regular
+from indistill.files.bounded import require_regular
 
 
 def map_array(path: Path) -> NDArray[Any]:
