@@ -20,6 +20,7 @@ from mutmut.state import state
 
 LEAST_S, FACTOR = 5, 4  # of processor time, and of what the tests take without a mutant
 STUCK_S = 900  # of time by the clock, for what waits for ever
+STATUSES = {None: "no tests", 0: "survived", 1: "killed", -signal.SIGXCPU: "timeout", -signal.SIGALRM: "timeout"}
 failures: list[str] = []
 
 
@@ -79,9 +80,7 @@ def run_mutants(
         tests = sorted((item for item in items if function in met[item.nodeid][1]), key=lambda i: met[i.nodeid][0])
         limit = LEAST_S + FACTOR * sum(met[item.nodeid][0] for item in tests)
         code = wait(fork(lambda name=name, tests=tests: run_tests(name, tests), int(limit))) if tests else None
-        status = {0: "survived", 1: "killed", None: "no tests"}.get(code, "killed")
-        if code in (-signal.SIGXCPU, -signal.SIGALRM):
-            status = "timeout"
+        status = STATUSES.get(code, f"ended with {code}")
         with Path(os.environ["RESULTS"]).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, "source": source, "status": status, "tests": len(tests)}) + "\n")
     return 0
