@@ -3,11 +3,15 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 
 # pytorch-metric-learning imports this part of FAISS, which replaces the methods of all its indexes by ones for torch.
 sys.modules.setdefault("faiss.contrib.torch_utils", ModuleType("faiss.contrib.torch_utils"))
 
 from tests.retrieval.milvus import LiteServer, run_milvus_lite  # noqa: E402 - after what FAISS must not import
+
+settings.register_profile("without the clock", deadline=None)  # a loaded machine is no defect
+settings.load_profile("without the clock")
 
 
 @pytest.fixture(scope="session")
