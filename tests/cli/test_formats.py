@@ -13,9 +13,10 @@ import torch
 import yaml
 from onnx import helper
 
-from indistill import __version__, formats
+from indistill import __version__
 from indistill.errors import IndistillError, InputError
 from indistill.export.bench_report import read_report
+from indistill.files import formats
 from indistill.files.formats import Format, require_format
 from indistill.files.hashing import hash_file
 from indistill.models.loading import load_network
