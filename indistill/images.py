@@ -1,5 +1,6 @@
 """Reading images that nobody has checked: bounded, upright, RGB, or one line that says why not. Needs no torch."""
 
+import errno
 import io
 import os
 import re
@@ -105,6 +106,8 @@ def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, *, smallest:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"more pixels than the limit of {max_pixels:,}") from error
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno == errno.EINVAL:  # its head leads to where no file reaches
+            raise DataError("not an image that Pillow can read") from error
         raise DataError(f"damaged image ({' '.join(str(error).split())})") from error
 
 

@@ -247,6 +247,15 @@ def test_a_draft_resized_is_the_full_decode_resized_but_for_rounding(subsampling
     assert difference.max() <= 3
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # of Pillow
+def test_a_file_and_its_bytes_have_the_same_reason(tmp_path: Path) -> None:
+    far = b"II+\0\x08\0\0\0" + (2**62).to_bytes(8, "little") + bytes(40)  # a BigTIFF whose parts lie beyond any file
+    (tmp_path / "far.tif").write_bytes(far)
+    for source in (far, tmp_path / "far.tif"):
+        with pytest.raises(DataError, match="not an image that Pillow can read"):
+            decode_image(source)
+
+
 def test_what_is_no_file_or_has_too_many_bytes_has_a_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with (tmp_path / "long.jpg").open("wb") as stream:
