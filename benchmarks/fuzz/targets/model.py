@@ -56,6 +56,8 @@ def _change(generator: random.Random) -> bytes:
         return damage(_read_original(), generator)
     model = onnx.ModelProto.FromString(_read_original())
     for _ in range(generator.randint(1, 2)):
+        if not (model.metadata_props and model.graph.node and model.graph.initializer):
+            break  # cleared by the change before
         generator.choice((_change_field, _change_metadata, _change_node, _change_tensor, _add_node, _nest))(
             model, generator
         )
