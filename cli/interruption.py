@@ -58,7 +58,8 @@ def _look(out: Path) -> list[int | None]:
 def _describe(out: Path, before: list[int | None]) -> str:
     now = _look(out)
     if now == before:
-        return NOTHING
+        unfinished = now[0] is not None and not any(now[1:])
+        return f"the run {out} is as it was: --resume goes on" if unfinished else NOTHING
     if any(now[1:]):
         return f"the run {out} is complete; 'indistill report {out}' measures how close the student is"
     return f"{out} has no checkpoint yet: the same command with --resume begins with the first epoch"

@@ -89,7 +89,7 @@ def count_pictures(page: str) -> tuple[int, int]:
 
 
 def _make_query(query: Query, role: str) -> dict[str, str]:
-    name = Path(query).name if isinstance(query, str | Path) else describe_query(query)
+    name = str(Path(*Path(query).parts[-2:])) if isinstance(query, str | Path) else describe_query(query)
     image = "" if isinstance(query, int) else _encode(query)
     return {"kind": "query", "image": image, "alt": name, "caption": f"{role} {name}"}
 

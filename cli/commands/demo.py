@@ -20,7 +20,11 @@ def demo(
     from indistill.cli.walk import HEADER, prepare_output, walk_digits
 
     prepare_output(out, overwrite=overwrite)
-    result = walk_digits(out, seed, say)
+    try:
+        result = walk_digits(out, seed, say)
+    except KeyboardInterrupt as error:
+        error.__notes__ = ["the same command with --overwrite begins again"]  # of a training, which alone could go on
+        raise
     print_table(HEADER, result.rows)
     for warning in result.warnings:
         say(f"warning: {warning}")

@@ -140,9 +140,8 @@ def explain_absence(folder: Path) -> IndexFolderError:
         return IndexFolderError(
             f"the index {folder} is not complete: its 'indistill index build' was cut off; give it again to go on"
         )
-    return IndexFolderError(
-        f"{folder} is not an index (it has no {CURRENT}): make one by 'indistill index build IMAGES'"
-    )
+    reason = f"it has no {CURRENT}" if folder.exists() else "there is no such folder"
+    return IndexFolderError(f"{folder} is not an index ({reason}): make one by 'indistill index build IMAGES'")
 
 
 def _read_manifest(folder: Path, number: int | None) -> Manifest:
