@@ -55,7 +55,8 @@ def catch_signals() -> None:
 
 def leave_termination() -> None:
     """Lets SIGTERM end the process without a word, for one of several whose launcher ends them so when one fails."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():  # no other may; Ray trains in one
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
