@@ -115,6 +115,7 @@ def open_saved_dataset(folder: Path, name: str) -> SavedSet:
         ) from error
     with _explain_damage(f"data '{name}': the datasets package cannot read it"):
         table = datasets.load_from_disk(str(folder))
+        table.data.validate(full=True)  # Arrow would follow a damaged offset out of the file, and end the process
         features = table.features
     column = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
     if column is None:

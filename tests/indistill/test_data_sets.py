@@ -1,6 +1,7 @@
 """Readers of the data sets with a name, of manifests, shards and saved data sets."""
 
 import json
+import struct
 import sys
 import tarfile
 from pathlib import Path
@@ -368,6 +369,18 @@ def test_a_damaged_saved_dataset_is_refused(tmp_path: Path) -> None:
     folder = save_dataset(tmp_path / "saved")
     for path in folder.glob("*.arrow"):
         path.write_bytes(b"no table")
+    with pytest.raises(DataError, match="the datasets package cannot read it"):
+        open_images(str(folder))
+
+
+def test_a_saved_dataset_whose_offsets_lead_out_of_its_file_is_refused(tmp_path: Path) -> None:
+    folder = save_dataset(tmp_path / "saved")
+    (path,) = folder.glob("*.arrow")
+    first, second = len(make_png(1)), len(make_png(2))
+    offsets = struct.pack("<3i", 0, first, first + second)
+    content = path.read_bytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, struct.pack("<3i", 0, 2**30, 2**31 - 1)))  # Arrow would follow them
     with pytest.raises(DataError, match="the datasets package cannot read it"):
         open_images(str(folder))
 
