@@ -55,8 +55,15 @@ def damage(content: bytes, generator: random.Random) -> bytes:
 
 
 def damage_json(text: str, generator: random.Random) -> str:
-    """Returns JSON in which one to three values, at any depth, are others, of any type, or are missing."""
-    content = json.loads(text)
+    """Returns JSON in which one to three values, at any depth, are others, of any type, or are missing.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep to be changed") from error
     for _ in range(generator.randint(1, 3)):
         content = _change_value(content, generator)
     return json.dumps(content)

@@ -148,7 +148,7 @@ def _change_tensor(model: onnx.ModelProto, generator: random.Random) -> None:
 def _add_node(model: onnx.ModelProto, generator: random.Random) -> None:
     """Puts a node behind the graph whose output is enormous, endless or odd, in the place of the embedding."""
     graph = model.graph
-    last = next(node for node in graph.node if "embedding" in node.output)
+    last = next((node for node in graph.node if "embedding" in node.output), graph.node[-1])
     last.output[0] = "before"
     many = [generator.choice((2, 64, 10**5, 2**31, 2**40)) for _ in range(2)]
     constants = {"shape": many, "axis": [0], "count": [2**62], "true": [1]}
