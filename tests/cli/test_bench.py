@@ -66,6 +66,7 @@ def test_what_was_not_exported_says_how(places: Places, copy: Callable[[str], Pa
         list_names(places, places["none"].with_suffix(".onnx"))
 
 
+@pytest.mark.slow
 def test_two_benches_a_page_and_a_regression(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", make_environment()["PYTHONPATH"])
     page, old = places["here"] / "page.html", places["here"] / "old.json"

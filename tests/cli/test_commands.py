@@ -181,6 +181,7 @@ def test_the_same_seed_gives_the_same_student_byte_for_byte_and_another_one_does
     assert (first == again, first == other) == (True, False)  # no letter-by-letter comparison of what differs
 
 
+@pytest.mark.slow
 def test_a_teacher_by_spec_and_weights_teaches_as_its_run_does(places: Places) -> None:
     weights = load_file(places["teacher"] / "model.safetensors")
     parallel = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in weights.items()}}
@@ -286,6 +287,7 @@ def test_a_setting_of_export_changes_the_runs_own_preprocessing(places: Places) 
     }
 
 
+@pytest.mark.slow
 def test_bench_prints_its_figures_as_json(workspace: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", make_environment()["PYTHONPATH"])
     options = ("--rounds", 1, "--min-seconds", 0, "--batch", 1, "--threads", 1, "--json")

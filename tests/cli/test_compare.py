@@ -186,6 +186,7 @@ def test_closeness_on_different_images_is_left_out_with_a_warning(places: Places
     assert "neighbour_overlap" in compare(*runs[1:3], "--no-latency")["groups"][0]["figures"]
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_table_and_the_plots(places: Places, runs: list[Path]) -> None:
     page = places["here"] / "page.html"
     line = ("compare", *name_sets(places), "--html", page, "--threads", 1)

@@ -66,6 +66,7 @@ def form(request: pytest.FixtureRequest, places: Places) -> str:
     return request.param
 
 
+@pytest.mark.slow
 def test_a_form_of_data_trains_and_compresses(places: Places, form: str) -> None:
     options = "--data {data} --recipe digits --epochs 1"
     succeed(*fill(f"train --model paper:cnn-s {options} --out {{here}}/a", places))
@@ -102,6 +103,7 @@ def test_hits_of_a_form_of_data_are_shown_or_missing(places: Places, form: str) 
     assert (shown > 1) == (form in ("csv", "jsonl", "parquet"))
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_the_run_in_memory(places: Places) -> None:
     line = "compress -t {teacher} -s paper:cnn-s --data {gallery} --recipe digits --epochs 5 --device cpu"
     succeed(*fill(f"{line} --out {{here}}/memory", places))

@@ -77,6 +77,7 @@ def test_the_table_ends_with_the_verdict(workspace: dict[str, Path], tmp_path: P
     assert "fp32" in result.out  # what it is compared with, though it is not kept
 
 
+@pytest.mark.slow
 def test_a_precision_that_fails_a_gate_is_refused_and_the_others_stay(
     workspace: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def check_run(places: Places, epochs: int) -> dict:
     return recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", get_args(LossName))
 def test_every_loss_trains_a_student_without_labels(places: Places, name: str) -> None:
     succeed(*fill(f"{UNLABELLED} --loss {name} --no-warm-up --epochs 2", places))

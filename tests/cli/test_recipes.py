@@ -28,6 +28,7 @@ CASES: dict[str, tuple[Writer, str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", CASES)
 def test_a_recipe_trains_a_teacher_and_compresses_it(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -236,6 +236,7 @@ def spoil_closeness(run: Path) -> None:
     (run / "closeness.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_student_that_is_no_closer_than_an_untrained_one_is_warned_of(places: Places, copy: Copy) -> None:
     run = copy("run")
     warning = "warning: the student is no closer to its teacher than an untrained network of its kind"

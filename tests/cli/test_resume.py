@@ -116,6 +116,7 @@ def test_an_auxiliary_is_trained_first_and_both_trainings_are_one_run(places: Pl
     assert not (out / "auxiliary").exists()
 
 
+@pytest.mark.slow
 def test_an_auxiliary_is_chosen_where_teacher_and_student_are_far_apart(places: Places, refuse: Refuse) -> None:
     near = succeed(*fill(CHAIN.replace("--auxiliary paper:cnn-a", "--auxiliary auto") + " --epochs 1", places))
     assert "auxiliary: none, as the teacher has 12 times the student's parameters (not more than 100)" in near.err
@@ -166,6 +167,7 @@ def test_weights_of_an_auxiliary_need_one(refuse: Refuse) -> None:
     refuse(CHAIN.replace("--auxiliary paper:cnn-a", "--auxiliary-weights {resnet}"), "name it with --auxiliary")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["joint", "reversed", "adaptive", "none"])
 def test_every_kind_of_curriculum_is_trained_as_printed(places: Places, kind: str) -> None:
     options = "--set optimiser.schedule=cosine --set optimiser.ema=0.9 --set optimiser.clip=1 --epochs 6"
@@ -222,6 +224,7 @@ def test_ctrl_c_while_the_student_is_measured_says_that_the_run_is_complete(plac
     assert cut.err.splitlines()[-1] == ends
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_measured_again_only_where_it_was_not(places: Places, copy: Copy) -> None:
     folder = copy("run")
     line = fill(f"{COMPRESS} --resume --out {folder}", places)

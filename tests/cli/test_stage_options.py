@@ -20,6 +20,7 @@ def test_a_dry_run_shows_pairs_and_schedule_and_writes_nothing(places: Places) -
     assert snapshot(places["here"]) == {}
 
 
+@pytest.mark.slow
 def test_stages_are_found_and_the_run_says_what_was_kept(places: Places) -> None:
     line = f"{COMPRESS} --teacher timm:test_resnet --student timm:test_efficientnet --image-size 64 --criterion random"
     result = succeed(*fill(line, places))

@@ -86,6 +86,7 @@ def test_images_without_labels_are_measured_by_the_teachers_neighbours(places: P
     assert "compared with the teacher&#39;s nearest images among them" in (places["out"] / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_auxiliary_is_measured_too_and_both_resume(places: Places) -> None:
     line, out = CHAIN + " --set validation.share=0.25", places["out"]
     succeed(*fill(line, places))

@@ -22,6 +22,7 @@ def read_network(run: Path) -> dict[str, object]:
     return network
 
 
+@pytest.mark.slow
 def test_the_student_is_half_the_teacher_unless_named(places: dict[str, Path]) -> None:
     succeed(*fill(OPTIONS, places))
     network = read_network(places["out"])

@@ -191,6 +191,7 @@ class LivingIndex(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+@pytest.mark.slow
 def test_any_life_of_an_index_is_that_of_a_dictionary(small_model: EmbeddingSession, pictures: list[bytes]) -> None:
     """INDISTILL_LIVES=1000 tries a thousand sequences."""
     LivingIndex.model, LivingIndex.pictures = small_model, pictures
