@@ -2,7 +2,7 @@
 
 import sys
 
-from indistill.signals import catch_signals, end_at_once_on_signals
+from indistill.signals import catch_signals, end_at_once_on_signals, find_signal, leave_soon
 
 
 def run() -> None:
@@ -13,6 +13,10 @@ def run() -> None:
     try:
         catch_signals()
         main()
+    except SystemExit as end:
+        if find_signal() is not None and isinstance(end.code, int):
+            leave_soon(end.code)
+        raise
     except KeyboardInterrupt:  # before the command had begun, or when its end was being told
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)

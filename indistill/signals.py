@@ -3,12 +3,13 @@
 Imports as little as can be: a signal that comes before `catch_signals` is Python's own affair.
 """
 
+import atexit
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM)
@@ -17,6 +18,7 @@ AGAIN_S = 0.02
 SHOW_CURSOR = b"\x1b[?25h"
 
 _seen: list["Interruption"] = []  # the one that is on its way
+_code: list[int] = []  # with which the process ends before Python takes itself apart
 
 
 class Interruption(KeyboardInterrupt):
@@ -43,6 +45,7 @@ def catch_signals() -> None:
     call into C may go on for long. Signals that are ignored stay so.
     """
     _seen.clear()
+    atexit.register(_leave)  # before what commands register, and so called after it
     _handle(_interrupt)
     if os.name != "posix":  # other systems have no such calls
         return
@@ -70,6 +73,15 @@ def keep_handlers() -> Iterator[None]:
             for number, handler in handlers.items():
                 if handler is not None:  # one that is not Python's cannot be set
                     signal.signal(number, handler)
+
+
+def leave_soon(code: int) -> None:
+    """Makes the process end with a code as soon as what is registered for its end is done.
+
+    Python would take all modules and memory apart first, which lasts for seconds once PyTorch has worked, and for which
+    nobody who has pressed Ctrl-C wants to wait.
+    """
+    _code.append(code)
 
 
 def find_signal() -> int | None:
@@ -102,6 +114,14 @@ def _end(number: int) -> None:
     line = describe_interruption(_seen[0] if _seen else None) + "\n"
     os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + line.encode(errors="backslashreplace"))
     os._exit(128 + number)
+
+
+def _leave() -> None:
+    if _code:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # it is closed, or nobody reads it any more
+                stream.flush()
+        os._exit(_code[0])
 
 
 def _raise_again(lost: "sys.UnraisableHookArgs") -> None:

@@ -116,6 +116,27 @@ except KeyboardInterrupt as error:
     assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "interrupted; 3 embeddings are kept\n")
 
 
+def test_an_interrupted_command_tidies_up_and_is_not_taken_apart() -> None:
+    code = f"""{DEFAULT}
+import atexit, os, sys
+import indistill.cli.main as program
+class Network:
+    def __del__(self, write=os.write): write(1, b"taken apart")  # which takes PyTorch seconds
+def main():
+    sys.modules["kept"] = Network()
+    atexit.register(print, "tidied")
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        sys.exit(130)
+program.main = main
+from indistill.cli.__main__ import run
+run()
+"""
+    done = run_code(code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "tidied\n", "")
+
+
 def test_handlers_are_kept_where_a_library_sets_its_own() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with keep_handlers():
