@@ -5,6 +5,9 @@ LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --durations 15
 
+# The tests start hundreds of processes: none compiles again what another has.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-slow test-lowest check fix bench docs site clean
 
 demo: $(VENV)/ready
@@ -47,7 +50,8 @@ $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or later is needed, {v[0]}.{v[1]} found; set PYTHON=python3.12, say" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, as pip cannot; templates in packages fail
 	touch $@
 
 # The lowest versions that pyproject.toml allows of what it names, and of what these need the newest.

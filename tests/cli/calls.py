@@ -103,10 +103,13 @@ def assert_refused(result: Result, *fragments: str) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Returns the contents of all files below a folder, hidden ones too, and None for each folder, by relative path."""
+    """Returns the contents of all files below a folder, hidden ones too, and None for each folder, by relative path;
+    but for what Python keeps of modules that it has compiled.
+    """
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from indistill.models.paper import PaperResNet18
 from tests.cli.calls import assert_refused, fill, run_cli, snapshot, succeed
@@ -22,28 +23,34 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Returns, by name, what the tests read and never change.
+def workspace(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Path]:
+    """Returns, by name, what the tests read and never change. Of several workers of pytest-xdist the first makes it.
 
     `teacher` is a run of `train`, `run` one of `compress` with its `model`, the student.onnx; `gallery` and `queries`
     are folders of classes, `loose` one without; `index` is the gallery's; `query` is an image;
     `resnet` are weights of paper:resnet18?width=8.
     """
-    root = tmp_path_factory.mktemp("workspace")
-    made = {name: root / name for name in ("teacher", "run", "index")}
-    made["model"] = made["run"] / "student.onnx"
-    made["gallery"] = write_digits(root / "gallery", 0, 8)
-    made["queries"] = write_digits(root / "queries", 8, 4)
-    made["loose"] = write_digits(root / "loose", 12, 4, classes=False)
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "workspace"
+    made = {name: root / name for name in ("teacher", "run", "index", "gallery", "queries", "loose")}
+    made |= {"model": made["run"] / "student.onnx", "resnet": root / "resnet.pt"}
+    with FileLock(root.with_suffix(".lock")):
+        if not made["index"].exists():  # made last, complete or not at all
+            _fill_workspace(made)
     made["query"] = list_files(made["queries"])[0]
-    made["resnet"] = root / "resnet.pt"
+    return made
+
+
+def _fill_workspace(made: dict[str, Path]) -> None:
+    write_digits(made["gallery"], 0, 8)
+    write_digits(made["queries"], 8, 4)
+    write_digits(made["loose"], 12, 4, classes=False)
     torch.save(PaperResNet18(width=8).state_dict(), made["resnet"])
     options = "--data digits/train --recipe digits --epochs 5"
     succeed(*fill(f"train --model paper:cnn-a {options} --out {{teacher}}", made))
     succeed(*fill(f"compress --teacher {{teacher}} --student paper:cnn-s {options} --out {{run}}", made))
     succeed(*fill("export {run} --onnx", made))
     succeed(*fill("index build {gallery} --model {model} --out {index}", made))
-    return made
 
 
 @pytest.fixture
