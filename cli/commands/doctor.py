@@ -22,7 +22,7 @@ def doctor(
 ) -> None:
     """Say what works here and what is missing; or what a file or folder is, its format, and whether it is whole.
 
-    Exit code 1 if something that is needed is missing or broken.
+    Exit code 1 if something that is needed is missing or broken, or the path is nothing that is known.
     """
     from indistill.cli.doctor.report import inspect_all, inspect_path, print_findings
 

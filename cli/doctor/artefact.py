@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from indistill.cli.doctor.findings import LONGEST, Finding
+from indistill.cli.doctor.findings import LONGEST, Finding, State
 from indistill.errors import IndistillError, InputError, escape_text
 from indistill.files.formats import (
     ARTEFACT,
@@ -21,12 +21,16 @@ from indistill.files.formats import (
 HASHED = "as written, by their SHA-256"
 
 
+class UnknownError(InputError):
+    """What is whole perhaps, but nothing that is known here."""
+
+
 @dataclass(frozen=True)
 class Description:
-    """What a file or folder is, its format, how far it was checked, and what is wrong with it."""
+    """What a file or folder is, its format if it has one, how far it was checked, and what is wrong with it."""
 
     what: str
-    known: Format
+    known: Format | None
     checked: str = HASHED
     wrong: Sequence[str] = ()
 
@@ -37,9 +41,11 @@ def inspect_artefact(path: Path) -> Iterator[Finding]:
     try:
         found = describe(path)
     except IndistillError as error:
-        yield Finding(name, "broken", escape_text(str(error), LONGEST))
+        state: State = "unknown" if isinstance(error, UnknownError) else "broken"
+        yield Finding(name, state, escape_text(str(error), LONGEST))
         return
-    yield Finding(name, "ok", f"{escape_text(found.what, LONGEST)}, format {found.known.version}")
+    version = "" if found.known is None else f", format {found.known.version}"
+    yield Finding(name, "ok", f"{escape_text(found.what, LONGEST)}{version}")
     if found.wrong:
         more = f" and {len(found.wrong) - 1} more" if len(found.wrong) > 1 else ""
         yield Finding("its content", "broken", escape_text(f"{found.wrong[0]}{more}", LONGEST))
@@ -56,7 +62,7 @@ def describe(path: Path) -> Description:
     if path.is_dir():
         return _describe_folder(path)
     if not path.exists():
-        raise InputError("there is no such file or folder")
+        raise UnknownError("there is no such file or folder")
     if path.suffix == ".json":
         from indistill.export.bench_report import read_report
 
@@ -67,7 +73,7 @@ def describe(path: Path) -> Description:
 
     model, artefact = open_file(path)
     if artefact is None:
-        raise InputError("an ONNX file of another program: 'indistill info' shows what it is")
+        raise UnknownError("an ONNX file of another program: 'indistill info' shows what it is")
     what = f"an exported {artefact.precision} file, {artefact.embedding_dim} dimensions"
     return Description(what, ARTEFACT, HASHED if GRAPH_SHA256 in model.metadata else "states no checksum")
 
@@ -96,7 +102,21 @@ def _describe_folder(path: Path) -> Description:
     if manifests:
         what = f"embeddings of a build on a cluster, {len(manifests)} chunks"
         return Description(what, CHUNKS, wrong=_check_chunks(manifests))
-    raise InputError("not a run, a model folder, an index, a folder of shards, or embeddings of a build on a cluster")
+    return _describe_images(path)
+
+
+def _describe_images(path: Path) -> Description:
+    from indistill.data.specs import open_images
+    from indistill.errors import DataError
+
+    try:
+        images = open_images(str(path))
+    except DataError as error:
+        raise UnknownError(
+            "not a run, a model folder, an index, a folder of shards, embeddings of a build on a cluster, or images"
+        ) from error
+    labels = f"in {len(images.classes)} classes" if images.classes else "without labels"
+    return Description(f"{len(images.names):,} images {labels}", None, "not read: 'index build' names what is damaged")
 
 
 def _describe_run(path: Path) -> Description:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from indistill.errors import describe_error, escape_text
 
-State = Literal["ok", "warning", "absent", "broken"]  # absent: what is not there and need not be
+State = Literal["ok", "warning", "absent", "unknown", "broken"]  # absent: what is not there and need not be
+FAILING: tuple[State, ...] = ("unknown", "broken")
 LONGEST = 300
 
 
@@ -16,7 +17,7 @@ class Finding:
 
     Attributes:
         name: what was looked at.
-        state: `broken` alone makes the command fail.
+        state: one of FAILING makes the command fail.
         found: what there is.
         hint: what to do about it; empty where there is nothing to do.
     """

@@ -7,7 +7,7 @@ from typing import get_args
 
 import typer
 
-from indistill.cli.doctor.findings import Finding, State, look
+from indistill.cli.doctor.findings import FAILING, Finding, State, look
 from indistill.cli.output import print_json
 from indistill.cli.stdout import emit
 
@@ -34,7 +34,7 @@ def inspect_path(path: Path) -> Iterator[Finding]:
 
 
 def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
-    """Prints the findings; exits with 1 if one is broken."""
+    """Prints the findings; exits with 1 if one is broken or unknown."""
     found = list(findings)
     if as_json:
         print_json([asdict(finding) for finding in found])
@@ -43,7 +43,7 @@ def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
         for finding in found:
             text = "; ".join(filter(None, [finding.found, finding.hint]))
             emit(f"{finding.name:<{width}}  {finding.state:<{STATE_WIDTH}}  {text}".rstrip())
-    if any(finding.state == "broken" for finding in found):
+    if any(finding.state in FAILING for finding in found):
         raise typer.Exit(1)
 
 

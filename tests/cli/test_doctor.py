@@ -202,13 +202,22 @@ def test_damage_is_found(fixture: str, file: str, tmp_path: Path) -> None:
     assert "Traceback" not in result.out + result.err
 
 
-@pytest.mark.parametrize("name", ["none", "note.txt", "empty", "list.json"])
-def test_what_is_nothing_of_ours_is_said_in_a_line(name: str, tmp_path: Path) -> None:
+def test_images_are_counted() -> None:
+    first, second = succeed("doctor", FOLDER / "images").out.splitlines()
+    assert first.split()[1:] == ["ok", "5", "images", "in", "5", "classes"]
+    assert "not read" in second
+
+
+@pytest.mark.parametrize(
+    ("name", "state"), [("none", "unknown"), ("note.txt", "broken"), ("empty", "unknown"), ("list.json", "broken")]
+)
+def test_what_is_nothing_of_ours_is_said_in_a_line(name: str, state: str, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("a note")
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "empty").mkdir()
     result = run_cli("doctor", tmp_path / name)
     assert (result.code, result.err, len(result.out.splitlines())) == (1, "", 1)
+    assert result.out.split()[1] == state
 
 
 def test_anything_that_a_look_raises_is_caught() -> None:
