@@ -33,7 +33,7 @@ class Artefact:
     """The description of an exported file.
 
     Attributes:
-        name: the network's model spec, without folders.
+        name: the network's model spec, without folders, and its width where it is not whole.
         embedding_dim: D.
         preprocessing: from a decoded image to the network's input.
         input: `image`, decoded images (B, H, W, 3) uint8 of any size, preprocessing is in the graph; or `tensor`,

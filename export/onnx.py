@@ -28,6 +28,7 @@ from indistill.export.session import Embeddings, EmbeddingSession
 from indistill.export.verify import Agreement, Quality, find_failures, measure_agreement, require_agreement
 from indistill.files.durable import move_into_place, sync_file
 from indistill.models.loading import Network
+from indistill.models.specs import name_network
 from indistill.preprocess import PixelArray, Preprocessing
 from indistill.stages.graph import Embedder, end_at_embedding, freeze
 
@@ -130,7 +131,7 @@ class Exporter:
         if not np.isfinite(self._reference).all():
             raise ModelError("the network gives vectors that are not finite for the images that it is verified with")
         self._artefact = Artefact(
-            name=_strip_folders(network.spec),
+            name=name_network(_strip_folders(network.spec), network.narrowing and network.narrowing.width),
             embedding_dim=self._reference.shape[1],
             preprocessing=preprocessing,
             input="tensor",

@@ -244,10 +244,10 @@ def compress(
         print_pairing(pairing)
         stages = count_stages(pairing, chosen)
         if between is None:
-            print_schedule(plan_curriculum(chosen, stages, epochs))
+            print_schedule(plan_curriculum(chosen, stages, epochs), epochs)
         else:
             first, others = plan_chain(chosen, stages, epochs)
-            print_schedule((first, *others))
+            print_schedule((first, *others), epochs)
         return
     if between is None:
         folder = run_compress(pairing, pixels, chosen, run_settings, prepared)

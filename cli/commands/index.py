@@ -87,6 +87,8 @@ def build(
         manifest, skipped = build_index(gallery, session, out, options, advance)
     report_skipped(skipped)
     print_index(out, manifest, as_json=json)
+    if not json:
+        say(f"Next: indistill search {out} IMAGE")
 
 
 @app.command()

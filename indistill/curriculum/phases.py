@@ -133,7 +133,7 @@ def scale_epochs(phases: tuple[Phase, ...], epochs: int) -> tuple[Phase, ...]:
     return tuple(replace(phase, epochs=count) for phase, count in zip(phases, counts, strict=True))
 
 
-def count_epochs(phases: tuple[Phase, ...]) -> int:
+def count_epochs(phases: Sequence[Phase]) -> int:
     """Returns the epochs of the whole schedule."""
     return sum(phase.epochs for phase in phases)
 

@@ -73,7 +73,7 @@ def parse_model_spec(text: str) -> ModelSpec:
     if prefix.endswith(".py"):
         return ModelSpec(text, "file", prefix, name, arguments)
     if all(part.isidentifier() for part in prefix.split(".")):
-        hint = suggest_nearest(prefix, ["paper", "torchvision", "timm"])
+        hint = suggest_nearest(prefix, ["paper", "torchvision", "timm", "width"])
         if importlib.util.find_spec(prefix.split(".")[0]) is None:
             raise ModelError(
                 f"model '{text}': no Python package '{prefix.split('.')[0]}' is installed; use {KNOWN_FORMS}.{hint}"
@@ -121,6 +121,11 @@ def _build(spec: ModelSpec, factory: Callable[..., object], defaults: Mapping[st
     if not isinstance(network, nn.Module):
         raise ModelError(f"model '{spec.text}' returned {type(network).__name__}, a torch.nn.Module is needed")
     return network
+
+
+def name_network(spec: str, width: float | None) -> str:
+    """Returns how readers are told which network it is: its model spec, and the width where it was made narrower."""
+    return spec if width is None else f"{spec}, width {width:g}"
 
 
 def make_absolute(text: str) -> str:

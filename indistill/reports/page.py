@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from indistill.errors import escape_text
+from indistill.models.specs import name_network
 from indistill.preprocess import PixelArray
 from indistill.run_folder import write_text
 
@@ -61,7 +62,7 @@ def write_training_report(
     path: Path, config: Mapping[str, Any], records: Sequence["Record"], more: Sequence[ReportSection] = ()
 ) -> None:
     """Writes the page of a run: what was trained, the schedule, the curves, and more sections where there are any."""
-    network = config["network"]["spec"]
+    network = name_network(config["network"]["spec"], config["network"].get("narrowing", {}).get("width"))
     facts = [("network", network), ("parameters", f"{config['parameters']:,}")]
     if "teacher" in config:
         teacher = config["teacher"]

@@ -307,7 +307,8 @@ def _describe(location: tuple[int | str, ...], kind: str, message: str, value: o
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
         message = message.removeprefix("Value error, ")
-        return f"{key}: {message[0].lower()}{message[1:]}, not {escape_text(repr(value))}"
+        hint = suggest_nearest(str(value), re.findall(r"'(\w+)'", message)) if kind == "literal_error" else ""
+        return f"{key}: {message[0].lower()}{message[1:]}, not {escape_text(repr(value))}{'.' if hint else ''}{hint}"
     fields: dict[str, Any] = dict(Recipe.model_fields)
     for part in location[:-1]:
         fields = fields[str(part)].annotation.model_fields

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from indistill.curriculum.phases import Phase
+from indistill.curriculum.phases import Phase, count_epochs
 from indistill.distillation.pairing import Pairing
 from indistill.errors import escape_text
 from indistill.progress import make_console
@@ -31,8 +31,8 @@ def print_pairing(pairing: Pairing) -> None:
         _print_table(["stages (teacher:student)", "teacher map", "student map", "channels kept", "of the energy"], rows)
 
 
-def print_schedule(phases: Sequence[Phase]) -> None:
-    """Prints the phases with their epochs and learning rates."""
+def print_schedule(phases: Sequence[Phase], asked: int | None) -> None:
+    """Prints the phases with their epochs and learning rates, and says if that is more than was asked for."""
     _print_table(
         ["phase", "epochs", "learning rate"],
         [
@@ -40,6 +40,9 @@ def print_schedule(phases: Sequence[Phase]) -> None:
             for phase in phases
         ],
     )
+    total = count_epochs(phases)
+    if asked is not None and total > asked:
+        say(f"note: {total} epochs, not the {asked} of --epochs: each phase has one at least")
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -122,7 +122,7 @@ def _watch(
     if not is_first():
         yield SilentMonitor()
         return
-    print_schedule(phases)
+    print_schedule(phases, settings.epochs)
     if settings.resume and read_position(settings.out / CHECKPOINT_FOLDER) is None:
         say(f"{settings.out} has no checkpoint: the training begins with the first epoch")
     with (

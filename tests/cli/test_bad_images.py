@@ -155,7 +155,7 @@ def test_bad_images_of_a_gallery_are_skipped_counted_and_listed(places: Places, 
     lines = [line.strip() for line in result.err.splitlines()]
     assert lines[0] == f"warning: {count} images were skipped:"
     expected = sorted((name, reason) for name, _, reason in BAD_IMAGES.values())
-    for line, (name, reason) in zip(lines[1:], expected, strict=True):
+    for line, (name, reason) in zip(lines[1:-1], expected, strict=True):
         assert line.startswith(f"{name}: {reason}")
     assert f"40 images, 64 dimensions, IDMap,Flat, generation 1, {count} skipped" in result.out
     records = read_records(find(places["out"], "skipped.jsonl"))
@@ -193,7 +193,7 @@ def test_more_skipped_files_than_are_worth_printing_are_counted(places: Places, 
         write_empty(folder / "one" / f"empty {number}.png")
     result = succeed("index", "build", folder, "--model", places["model"], "--out", places["out"])
     assert result.err.splitlines()[0] == "warning: 8 images were skipped:"
-    assert result.err.splitlines()[-1].strip() == "and 3 more"
+    assert result.err.splitlines()[-2].strip() == "and 3 more"
     assert len(read_records(find(places["out"], "skipped.jsonl"))) == 8
 
 

@@ -20,6 +20,12 @@ def test_a_dry_run_shows_pairs_and_schedule_and_writes_nothing(places: Places) -
     assert snapshot(places["here"]) == {}
 
 
+def test_fewer_epochs_than_phases_are_said_to_be_more(places: Places) -> None:
+    line = f"{COMPRESS} --teacher {{teacher}} --student paper:cnn-s --dry-run"
+    assert "not the 2 of --epochs: each phase has one at least" in succeed(*fill(line, places), "--epochs", 2).err
+    assert "of --epochs" not in succeed(*fill(line, places), "--epochs", 40).err
+
+
 @pytest.mark.slow
 def test_stages_are_found_and_the_run_says_what_was_kept(places: Places) -> None:
     line = f"{COMPRESS} --teacher timm:test_resnet --student timm:test_efficientnet --image-size 64 --criterion random"

@@ -91,6 +91,7 @@ def test_a_factory_in_a_package_is_found() -> None:
         ("timm:resnet5o", "Did you mean 'resnet50"),
         ("cnn-a", "not a model spec"),
         ("tim:resnet18", "Did you mean 'timm'?"),
+        ("widht:0.5", "Did you mean 'width'?"),
         ("nothere.py:make", "there is no file nothere.py"),
         ("paper:cnn-a?width", "is not of the form name=value"),
         ("paper:cnn-a?widht=3", "could not be built"),

@@ -220,13 +220,15 @@ def test_shipped_recipes_validate_and_faithful_changes_known_keys() -> None:
 
 
 def test_all_problems_of_a_recipe_are_reported_at_once(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text("data: {batch_siz: 3}\noptimiser: {lr: fast}\ncuriculum: {first: 1}\n")
+    sections = ["data: {batch_siz: 3}", "optimiser: {lr: fast}", "curiculum: {first: 1}", "loss: {name: pktt}"]
+    (tmp_path / "r.yaml").write_text("\n".join(sections))
     with pytest.raises(ConfigError) as caught:
         load_recipe(str(tmp_path / "r.yaml"))
     message = str(caught.value)
     assert "data.batch_siz: no such key. Did you mean 'batch_size'?" in message
     assert "optimiser.lr: input should be a valid number" in message
     assert "curiculum: no such key. Did you mean 'curriculum'?" in message
+    assert "not 'pktt'. Did you mean 'pkt'?" in message
     assert "\n" not in message
 
 
