@@ -126,6 +126,7 @@ def test_a_run_names_its_teacher_so_that_it_is_found_from_any_folder(
     assert (places["teacher"] / "model.safetensors").samefile(teacher["weights"])
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_from_any_folder(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(places["loose"].parent)
     succeed(*fill(COMPRESS_RUN.replace("{loose}", "loose"), places))
@@ -150,6 +151,7 @@ def test_without_warm_up_the_embedding_alone_is_distilled(places: Places) -> Non
     assert sum(phase["epochs"] for phase in config["schedule"]) == 5
 
 
+@pytest.mark.slow
 def test_named_pairs_distil_a_teacher_whose_stages_are_not_known(places: Places) -> None:
     pairs = ["layer1:stage1", "layer2:stage2"]
     options = " ".join(f"--pair {pair}" for pair in pairs)
@@ -218,6 +220,7 @@ def test_overwrite_replaces_a_run_and_leaves_nothing_of_it(places: Places, copy:
     assert {path.name for path in places["here"].iterdir()} == {"copied-run"}
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_run_repeats_it(places: Places) -> None:
     succeed(*fill(COMPRESS_RUN + " --set loss.scale=10 --lr 0.003", places))
     recipe = read_config(places["out"])["recipe"]

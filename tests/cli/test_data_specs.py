@@ -76,6 +76,7 @@ def test_a_form_of_data_trains_and_compresses(places: Places, form: str) -> None
         assert environment["images"] == 40
 
 
+@pytest.mark.slow
 def test_a_form_of_data_is_indexed_and_evaluated_as_the_folder_without_torch(places: Places, form: str) -> None:
     line = "index build {data} --model {model} --out {out} --json"
     result, imported = run_and_list_imports(line, places)

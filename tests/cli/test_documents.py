@@ -77,6 +77,7 @@ def clear_outputs(folder: Path, blocks: list[Block]) -> None:
             shutil.rmtree(folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_PAGES)
 def test_the_blocks_of_a_page_run_in_their_order(
     page: str, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

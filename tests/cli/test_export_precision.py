@@ -60,6 +60,7 @@ def test_other_precisions_are_indexed_and_searched(
     assert printed
 
 
+@pytest.mark.slow
 def test_the_table_ends_with_the_verdict(workspace: dict[str, Path], tmp_path: Path) -> None:
     result = succeed(
         "export",
@@ -145,6 +146,7 @@ def test_the_verdict_says_what_to_ship() -> None:
     assert refused == "int8 does not pass its gates; keep float32, s.onnx."
 
 
+@pytest.mark.slow
 def test_what_is_written_is_reported_where_there_is_no_verdict(
     workspace: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +161,7 @@ def test_what_is_written_is_reported_where_there_is_no_verdict(
     assert "no verdict: the fp32 file does not agree with PyTorch" in result.err
 
 
+@pytest.mark.slow
 def test_the_gates_look_at_no_more_images_than_asked_for(workspace: dict[str, Path], tmp_path: Path) -> None:
     arguments = ["--onnx", "--out", tmp_path / "q.onnx", "--data", "digits/train", "--gate-images", 40, "--json"]
     (file,) = json.loads(succeed("export", workspace["run"], *arguments, "--precision", "int8").out)["files"]

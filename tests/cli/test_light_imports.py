@@ -60,6 +60,7 @@ def test_a_command_of_deployment_does_not_import_torch(places: Places, line: str
     assert imported.isdisjoint({"torch", "torchvision", "timm", "onnx", "sklearn"})
 
 
+@pytest.mark.slow
 def test_the_check_for_torch_can_fail(places: Places) -> None:
     _, imported = run_and_list_imports("train --model timm:resnet19 --data {loose} --out {out}", places)
     assert "torch" in imported

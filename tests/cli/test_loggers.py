@@ -69,6 +69,7 @@ def test_tensorboard_holds_each_epoch_and_the_configuration(places: Places) -> N
     assert parameters["recipe.data.flip"].bool_value is False
 
 
+@pytest.mark.slow
 def test_both_trainings_over_an_auxiliary_are_logged(places: Places) -> None:
     succeed(*fill(CHAIN + " --logger tensorboard", places))
     for run in (places["out"], places["out"] / "auxiliary"):
@@ -85,6 +86,7 @@ def test_a_resumed_run_has_each_epoch_once_in_tensorboard(places: Places) -> Non
     assert points == list_expected(places["out"], "loss")
 
 
+@pytest.mark.slow
 def test_an_older_log_goes_with_the_run_that_is_overwritten(places: Places) -> None:
     succeed(*fill(TRAIN + " --logger tensorboard", places))
     (places["out"] / "loggers.json").write_text("{}")

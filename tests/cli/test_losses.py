@@ -35,6 +35,7 @@ def test_every_loss_trains_a_student_without_labels(places: Places, name: str) -
     assert check_run(places, 2)["loss"]["name"] == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cross-entropy", "triplet", "multi-similarity", "supcon"])
 def test_every_supervised_loss_trains_beside_the_distillation(places: Places, name: str) -> None:
     succeed(*fill(f"{LABELLED} --no-warm-up --epochs 2 --set loss.supervised={name}", places))
@@ -46,11 +47,13 @@ def test_cross_entropy_needs_a_logit_for_each_class(refuse: Refuse) -> None:
     refuse(line, "needs a logit for each class, and the student gives 7, the data has 5 classes", "?num_classes=5")
 
 
+@pytest.mark.slow
 def test_stages_are_aligned_by_a_regressor(places: Places) -> None:
     succeed(*fill(f"{UNLABELLED} --epochs 5 --set targets.alignment=regressor", places))
     assert check_run(places, 5)["targets"]["alignment"] == "regressor"
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_recipe_is_kept_unless_another_is_named(places: Places) -> None:
     (places["here"] / "mine.yaml").write_text("data: {image_size: 32}\nloss: {name: sp}\n", encoding="utf-8")
     line = UNLABELLED.replace("digits", "{here}/mine.yaml") + " --no-warm-up --epochs 2"

@@ -60,6 +60,7 @@ def test_a_run_with_other_settings_is_not_resumed(refuse: Refuse, copy: Copy, op
     refuse(f"{COMPRESS} {option} --resume --out {{copied_run}}", "was begun with other settings", difference)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_anew_and_ends_the_same(places: Places, copy: Copy) -> None:
     folder = copy("run")
     for name in ("student.safetensors", "report.html"):
@@ -126,6 +127,7 @@ def test_an_auxiliary_is_chosen_where_teacher_and_student_are_far_apart(places: 
     assert chosen.code == 0
 
 
+@pytest.mark.slow
 def test_where_no_auxiliary_is_known_the_teacher_is_narrowed(places: Places, refuse: Refuse) -> None:
     (places["here"] / "tiny.py").write_text(
         "from torch import nn\n\n\ndef build():\n"

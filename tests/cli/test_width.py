@@ -85,6 +85,7 @@ def test_widths_and_targets_that_are_none_are_refused(places: dict[str, Path], o
     assert not places["out"].exists()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_narrow_student_measures_the_narrow_network(places: dict[str, Path]) -> None:
     """Its untrained yardstick is as narrow, and a narrow run can be the teacher of another."""
     first, second = places["out"], places["here"] / "second"

@@ -142,6 +142,7 @@ def test_what_is_timed_is_written_down(include: str, file: Path, images: list[by
     assert BenchReport.model_validate_json(found.model_dump_json()) == found
 
 
+@pytest.mark.slow
 def test_a_reference_that_cannot_run_ends_the_bench(images: list[bytes], tmp_path: Path) -> None:
     engines = [Engine("student", "onnxruntime", str(tmp_path / "none.onnx"), PREPROCESSING)]
     with pytest.raises(InputError, match=r"there is no file .*none\.onnx"):

@@ -128,6 +128,7 @@ def test_the_widest_student_that_meets_a_size_is_found(size_bytes: int) -> None:
     assert {trial.met for trial in trials} == {True, False}
 
 
+@pytest.mark.slow
 def test_a_student_that_meets_a_latency_was_measured_to_meet_it() -> None:
     trials = list[Trial]()
     choice = StudentChoice("width:auto", target=Target(latency=0.8))

@@ -275,6 +275,7 @@ def test_names_that_no_file_can_have_are_skipped(gallery: Path, tmp_path: Path, 
     assert sync_folder(index).unchanged == 1
 
 
+@pytest.mark.slow
 def test_the_time_for_many_files_grows_with_their_number(index: Path, tmp_path: Path) -> None:
     many = tmp_path / "many"
     many.mkdir()

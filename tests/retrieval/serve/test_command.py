@@ -63,6 +63,7 @@ def test_the_command_stops_within_two_seconds_whatever_clients_do(index: Path) -
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_the_command_refuses_what_would_be_open_to_all(index: Path, tmp_path: Path) -> None:
     short = tmp_path / "token"
     short.write_text("short\n")
