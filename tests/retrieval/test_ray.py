@@ -37,10 +37,10 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own, of sockets and processes
 IMAGES, CHUNK = 240, 16
 KIND = IndexType("IVF8,SQ8", {"nprobe": 3})
-DETECT_IN_SECONDS = {
+DETECT_IN_SECONDS = {  # a killed node refuses the connection at once; one that is only slow is given time
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 1000,
+    "health_check_timeout_ms": 30_000,
     "health_check_failure_threshold": 3,
 }
 NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
@@ -81,6 +81,7 @@ def nodes() -> Iterator[TwoNodes]:
 @pytest.fixture
 def joined(nodes: TwoNodes) -> Iterator[TwoNodes]:
     """The cluster, which this process has joined."""
+    nodes.cluster.wait_for_nodes()
     ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield nodes
