@@ -9,20 +9,23 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # Typer's pydantic would look for plugins at each start
 
 import typer
+from typer.core import TyperGroup
 
 from indistill import __version__
-from indistill.errors import IndistillError, InputError, describe_os_error
+from indistill.errors import IndistillError, InputError, describe_os_error, escape_line
 from indistill.signals import describe_interruption, find_signal, leave_termination
 from indistill.talk import say
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+USAGE_ERROR: Any = typer.BadParameter.__base__  # which Typer has no public name for
 COMMANDS = (
     "train",
     "compress",
@@ -45,6 +48,29 @@ COMMANDS = (
 )
 
 
+class HarmlessGroup(TyperGroup):
+    """Commands whose usage errors, which Typer shows in a box, cannot steer a terminal by the words they quote."""
+
+    def make_context(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as Typer has it
+        """Reads the options before the command."""
+        with _making_harmless():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as Typer has it
+        """Reads the command and its options, and runs it."""
+        with _making_harmless():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _making_harmless() -> Iterator[None]:
+    try:
+        yield
+    except USAGE_ERROR as error:
+        error.message = escape_line(error.message)
+        raise
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"indistill {__version__}")
@@ -62,7 +88,7 @@ def set_up(
 
 def build_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     """Returns the app with some of the commands. Building all of them takes longer than a search."""
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+    app = typer.Typer(cls=HarmlessGroup, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(set_up)
     for name in names:
         module = importlib.import_module(f"indistill.cli.commands.{name}")
@@ -94,7 +120,6 @@ def main() -> None:
             from indistill.progress import silence_output
 
             silence_output()
-    _check_words(arguments)
     try:
         build_app(choose_commands(arguments))(arguments, prog_name="indistill")
     except SystemExit as end:
@@ -114,15 +139,6 @@ def main() -> None:
             _fail(f"indistill: error: {_describe_file_error(error)}", InputError.exit_code)
         reason = " ".join(str(error).split())
         _fail(f"indistill: internal error: {type(error).__name__}: {reason} (--debug shows where)", 1, doubtful=True)
-
-
-def _check_words(arguments: Sequence[str]) -> None:
-    """Refuses names of commands and options that would steer the terminal, where Typer shows them as they are."""
-    words = arguments[: 2 if arguments[:1] == ["index"] else 1]
-    words = [*words, *(argument.partition("=")[0] for argument in arguments if argument.startswith("-"))]
-    for word in words:
-        if not word.isprintable():
-            _fail(f"indistill: error: there is no command or option '{word}'", 2)
 
 
 def _end_interrupted(error: BaseException) -> NoReturn:

@@ -85,7 +85,13 @@ def test_an_argument_cannot_steer_the_terminal_by_its_error() -> None:
     for arguments in (["search", HOSTILE, "query"], ["info", HOSTILE], ["push", HOSTILE, "owner/name"]):
         result = run_cli(*arguments)
         assert_refused(result, "a\\x1b[31m")
-    for arguments in ([HOSTILE], ["search", f"--{HOSTILE}"], ["plan", "--images", "1", "--cores", HOSTILE]):
+    for arguments in (
+        [HOSTILE],
+        ["index", HOSTILE],
+        ["search", f"--{HOSTILE}"],
+        ["plan", "--images", "1", "--cores", HOSTILE],
+        ["plan", "--images", "1", HOSTILE],
+    ):
         result = run_cli(*arguments)
         assert result.code == 2
         assert not {"\x1b", "\u202e", "\x9b"} & set(result.err)
