@@ -130,8 +130,9 @@ class Exporter:
         self._reference = np.concatenate(blocks)
         if not np.isfinite(self._reference).all():
             raise ModelError("the network gives vectors that are not finite for the images that it is verified with")
+        width = None if network.narrowing is None else network.narrowing.width
         self._artefact = Artefact(
-            name=name_network(_strip_folders(network.spec), network.narrowing and network.narrowing.width),
+            name=name_network(_strip_folders(network.spec), width),
             embedding_dim=self._reference.shape[1],
             preprocessing=preprocessing,
             input="tensor",
