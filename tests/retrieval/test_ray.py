@@ -1,4 +1,4 @@
-"""Builds and searches on a Ray cluster of two nodes with two virtual CPUs each, on this machine."""
+"""Builds and searches on a Ray cluster of two nodes; see `tests.retrieval.ray_nodes`."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +29,14 @@ from indistill.retrieval.store.generations import FAISS, PENDING_CHUNKS, name_ge
 from indistill.retrieval.where import parse_where
 from tests.cli.calls import MAIN, REPOSITORY, assert_refused, make_environment, run_cli, run_process, snapshot, succeed
 from tests.miniatures import write_shard
+from tests.retrieval.ray_nodes import TwoNodes
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'indistill[ray]'")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
+pytest.importorskip("ray.cluster_utils")
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own, of sockets and processes
 IMAGES, CHUNK = 240, 16
 KIND = IndexType("IVF8,SQ8", {"nprobe": 3})
-DETECT_IN_SECONDS = {  # a killed node refuses the connection at once; one that is only slow is given time
-    "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 30_000,
-    "health_check_failure_threshold": 3,
-}
-NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20}
-
-
-@dataclass
-class TwoNodes:
-    """A running cluster; `second` is the node that may be killed."""
-
-    cluster: Any
-    second: Any
-
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
-
-    def kill_second(self) -> None:
-        self.cluster.remove_node(self.second, allow_graceful=False)
-
-    def renew_second(self) -> None:
-        self.second = self.cluster.add_node(**NODE)
-        self.cluster.wait_for_nodes()
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +44,17 @@ def nodes() -> Iterator[TwoNodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", make_environment()["PYTHONPATH"])  # which the workers inherit
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        head = NODE | {"include_dashboard": False, "_system_config": DETECT_IN_SECONDS}
-        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        started = TwoNodes()
         try:
-            yield TwoNodes(cluster, cluster.add_node(**NODE))
+            yield started
         finally:
-            cluster.shutdown()
+            started.close()
 
 
 @pytest.fixture
 def joined(nodes: TwoNodes) -> Iterator[TwoNodes]:
     """The cluster, which this process has joined."""
-    nodes.cluster.wait_for_nodes()
+    nodes.wait()
     ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield nodes
@@ -304,7 +277,7 @@ def test_shards_that_are_replaced_stay_until_the_new_ones_are_there(
 def test_a_node_that_dies_in_the_middle_changes_nothing(
     joined: TwoNodes, gallery: ImageSet, small_model: EmbeddingSession, local: Path, tmp_path: Path
 ) -> None:
-    kept, second = tmp_path / "kept", joined.second.node_id
+    kept, second = tmp_path / "kept", joined.second
     killed: list[int] = []
 
     def kill(_: int) -> None:
