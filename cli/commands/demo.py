@@ -14,7 +14,7 @@ def demo(
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Walk the whole way on scikit-learn's digits, in about two minutes, and write a page to look at."""
+    """Walk the whole way on scikit-learn's digits, in two or three minutes, and write a page to look at."""
     from indistill.cli.output import print_table
     from indistill.cli.stdout import emit
     from indistill.cli.walk import HEADER, prepare_output, walk_digits

@@ -57,7 +57,8 @@ def describe(path: Path) -> Description:
     """Returns what a path is; reads all of it.
 
     Raises:
-        IndistillError: there is nothing there that is known here, or it cannot be read.
+        UnknownError: there is nothing there that is known here.
+        IndistillError: it cannot be read.
     """
     if path.is_dir():
         return _describe_folder(path)

@@ -37,6 +37,8 @@ def test_the_student_is_half_the_teacher_unless_named(places: dict[str, Path]) -
 
     exported = succeed(*fill("export {out} --onnx", places))
     assert "64 dimensions" in exported.out
+    assert "paper:cnn-a, width 0.5" in succeed(*fill("info {out}/student.onnx", places)).out
+    assert "paper:cnn-a, width 0.5" in (places["out"] / "report.html").read_text(encoding="utf-8")
     measured = succeed(*fill("evaluate --model {out} --gallery {gallery} --queries {queries} --json", places))
     deployed = fill("evaluate --model {out}/student.onnx --gallery {gallery} --queries {queries} --json", places)
     assert measured.out[:400] == succeed(*deployed).out[:400]
