@@ -58,6 +58,8 @@ class Subject:
 def embed_index_queries(folder: Location, queries: ImageSet) -> tuple[LabelledVectors, LabelledVectors]:
     """Returns the vectors that an index holds, and those of the queries by its model."""
     subject = embed_by_index(folder, queries)
+    assert subject.index is not None
+    subject.index.close()
     return subject.gallery, subject.queries
 
 
@@ -76,6 +78,7 @@ def embed_by_index(folder: Location, queries: ImageSet | None, *, named: bool = 
     looked_for = _embed_by_session(session, queries) if session is not None and queries is not None else None
     index = open_index(folder)
     if session is not None and index.manifest.model_sha256 != session.sha256:
+        index.close()
         raise IndexFolderError(f"the index {folder} was replaced during this evaluation; start it again")
     ids, vectors, labels = index.read_vectors()
     items = index.find_items(ids.tolist()) if named else {}

@@ -1,6 +1,7 @@
 """What `evaluate` measures: an index or a model, and others beside it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,8 +128,13 @@ def check_options(evaluated: Evaluated, conduct: Conduct, of_specs: Mapping[str,
         )
 
 
-def run_evaluation(evaluated: Evaluated, conduct: Conduct) -> list[Measurement]:
+def run_evaluation(evaluated: Evaluated, conduct: Conduct, opened: ExitStack) -> list[Measurement]:
     """Returns the measurements of the index or model, and of each that stands beside it.
+
+    Args:
+        evaluated: what is named.
+        conduct: how it is measured.
+        opened: closes the indexes, which the page searches once more.
 
     Raises:
         InputError: what is named cannot be used.
@@ -147,6 +153,8 @@ def run_evaluation(evaluated: Evaluated, conduct: Conduct) -> list[Measurement]:
     measurements = []
     for chosen in (first, *(_choose(name) for name in evaluated.also)):
         subject = _embed(chosen, *sets, named=named)
+        if subject.index is not None:
+            opened.callback(subject.index.close)
         if truth is None:
             measurements.append(_measure_by_class(subject, conduct))
         else:

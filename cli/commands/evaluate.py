@@ -1,5 +1,6 @@
 """`indistill evaluate`."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,7 +73,8 @@ def evaluate(
         evaluated, conduct, {"--weights": weights, "--recipe": recipe, "--set": settings}, per_class=per_class
     )
     check_page(html, overwrite=overwrite)
-    measurements = run_evaluation(evaluated, conduct)
-    if html is not None:
-        write_page(measurements, conduct, html, per_class=per_class)
-    print_measurements(measurements, conduct, per_class=per_class, as_json=json)
+    with ExitStack() as opened:
+        measurements = run_evaluation(evaluated, conduct, opened)
+        if html is not None:
+            write_page(measurements, conduct, html, per_class=per_class)
+        print_measurements(measurements, conduct, per_class=per_class, as_json=json)

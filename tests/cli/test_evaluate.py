@@ -28,7 +28,8 @@ def read(places: Places, line: str) -> dict[str, Any]:
 def test_an_exact_index_at_full_depth_is_as_good_as_exact_search(workspace: Places) -> None:
     figures = read(workspace, "{index} --queries {queries}")
     deployed = figures["deployed"]
-    manifest = Index(workspace["index"]).manifest
+    with Index(workspace["index"]) as opened:
+        manifest = opened.manifest
     assert deployed["depth"] == deployed["items"] == 40
     assert (deployed["type"], deployed["model_sha256"]) == (manifest.factory, manifest.model_sha256)
     assert deployed["denominator"].startswith("all relevant images of the gallery (R)")
@@ -54,7 +55,8 @@ def test_the_depth_cuts_the_ranking_and_the_whole_is_what_it_is_divided_by(works
 
 def test_the_table_says_what_was_searched_and_how(workspace: Places) -> None:
     result = run(workspace, "{index} --queries {queries} --depth 4")
-    factory = Index(workspace["index"]).manifest.factory
+    with Index(workspace["index"]) as opened:
+        factory = opened.manifest.factory
     assert f"\nAs deployed: {factory}, 40 images, the first 4 for each query; map is divided by all" in result.out
     assert "map of the first 4" in result.out
     assert "search recall@4" in result.out
@@ -76,7 +78,8 @@ def test_intervals_hold_the_mean_and_are_the_same_each_time(workspace: Places) -
 def test_leave_one_out_is_the_model_on_every_image_without_itself(workspace: Places) -> None:
     by_index = read(workspace, "{index} --leave-one-out")
     by_model = read(workspace, "--model {model} --gallery {gallery} --leave-one-out")
-    _, vectors, labels = Index(workspace["index"]).read_vectors()
+    with Index(workspace["index"]) as opened:
+        _, vectors, labels = opened.read_vectors()
     values = []
     for query in range(40):
         others = [i for i in range(40) if i != query]

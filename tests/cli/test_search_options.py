@@ -58,7 +58,8 @@ def test_the_queries_combined_are_the_mean_of_their_vectors(workspace: Places) -
     query = workspace["query"]
     (answer,) = search(workspace["index"], query, "--id", 5, "--id", 30, "--combine", "-k", 5)
     assert answer["query"] == [str(query), 5, 30]
-    ids, vectors, _ = Index(workspace["index"]).read_vectors()
+    with Index(workspace["index"]) as opened:
+        ids, vectors, _ = opened.read_vectors()
     from indistill.retrieval.index import open_model
 
     mean = np.mean([open_model(workspace["index"]).embed_images([query])[0], vectors[4], vectors[29]], axis=0)
@@ -333,7 +334,8 @@ def test_dedupe_lists_planted_copies_and_no_others(places: Places, index_of_copi
 
 
 def test_dedupe_finds_the_groups_of_brute_force(workspace: Places) -> None:
-    ids, vectors, _ = Index(workspace["index"]).read_vectors()
+    with Index(workspace["index"]) as opened:
+        ids, vectors, _ = opened.read_vectors()
     close = vectors @ vectors.T
     threshold = float(np.sort(close[np.triu_indices(len(ids), 1)])[-12]) - 1e-4
     found = json.loads(succeed("dedupe", workspace["index"], "--threshold", threshold, "--json").out)["groups"]

@@ -1,5 +1,6 @@
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import faiss
@@ -65,10 +66,12 @@ def test_every_image_finds_itself_by_its_own_path_and_label(index: Path, gallery
 
 
 def test_hits_are_those_of_a_sort_of_all_inner_products(index: Path, session: EmbeddingSession, gallery: Path) -> None:
-    ids, vectors, labels = Index(index).read_vectors()
+    with Index(index) as opened:
+        ids, vectors, labels = opened.read_vectors()
     assert labels.count("cat") == 78
     query = session.embed_images([gallery / "cat" / "007.png"])
-    (hits,) = Index(index).search(query, 20)
+    with Index(index) as opened:
+        (hits,) = opened.search(query, 20)
     scores = vectors @ query[0]
     order = np.lexsort((ids, -scores))[:20]
     assert [hit.id for hit in hits] == ids[order].tolist()
@@ -174,7 +177,7 @@ def test_a_folder_that_is_no_index_says_how_to_make_one(tmp_path: Path) -> None:
 def test_the_catalogue_holds_what_tells_a_changed_file(index: Path, gallery: Path) -> None:
     import hashlib
 
-    with sqlite3.connect(index / "generations" / "00000001" / "catalogue.sqlite") as connection:
+    with closing(sqlite3.connect(index / "generations" / "00000001" / "catalogue.sqlite")) as connection:
         row = connection.execute("SELECT * FROM items WHERE path = 'döner/005.png'").fetchone()
     file = gallery / "döner" / "005.png"
     expected = ("döner", hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_size, file.stat().st_mtime_ns)

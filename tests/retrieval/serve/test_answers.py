@@ -31,20 +31,22 @@ def test_an_upload_finds_what_the_index_finds(
     server: Server, index: Path, session: EmbeddingSession, gallery: Path
 ) -> None:
     content = (gallery / "cat" / "007.png").read_bytes()
-    (expected,) = Index(index).search(session.embed_images([content]), 7)
+    with Index(index) as opened:
+        (expected,) = opened.search(session.embed_images([content]), 7)
     assert_hits(upload(server.client, content, k=7), expected)
 
 
 def test_an_id_finds_what_its_image_finds(server: Server, index: Path) -> None:
-    opened = Index(index)
-    (expected,) = opened.search(opened.find_vectors([13]), 10)
+    with Index(index) as opened:
+        (expected,) = opened.search(opened.find_vectors([13]), 10)
     assert expected[0].id == 13
     assert_hits(server.client.post("/search", json={"id": 13}), expected)
 
 
 def test_a_filter_and_a_threshold_are_those_of_the_index(server: Server, index: Path) -> None:
-    opened, where = Index(index), "label = 'döner'"
-    (expected,) = opened.search(opened.find_vectors([3]), 5, where=parse_where(where))
+    where = "label = 'döner'"
+    with Index(index) as opened:
+        (expected,) = opened.search(opened.find_vectors([3]), 5, where=parse_where(where))
     assert {hit.label for hit in expected} == {"döner"}
     assert_hits(server.client.post("/search", json={"id": 3}, params={"k": 5, "where": where}), expected)
     threshold = expected[1].score - 1e-4
