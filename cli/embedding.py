@@ -58,7 +58,7 @@ class Subject:
 def embed_index_queries(folder: Location, queries: ImageSet) -> tuple[LabelledVectors, LabelledVectors]:
     """Returns the vectors that an index holds, and those of the queries by its model."""
     subject = embed_by_index(folder, queries)
-    assert subject.index is not None
+    assert subject.index is not None  # of an index it always has one
     subject.index.close()
     return subject.gallery, subject.queries
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from indistill.errors import describe_error, escape_text
 
-State = Literal["ok", "warning", "absent", "unknown", "broken"]  # absent: what is not there and need not be
+# absent: what is not there and need not be; unknown: nothing that indistill knows, whole or not
+State = Literal["ok", "warning", "absent", "unknown", "broken"]
 FAILING: tuple[State, ...] = ("unknown", "broken")
 LONGEST = 300
 
